@@ -1,0 +1,145 @@
+"""The scheduler: one detached, named Ray actor with a lease in the job store.
+
+It claims queued jobs, starts attempts, watches them, writes the store for them, and feeds MLflow in the background. Another
+scheduler that took the lease over is noticed at the next write, which then fails.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import threading
+import time
+import uuid
+from typing import Any
+
+import ray
+
+from cluster.errors import FencedError
+from cluster.settings import NAMESPACE, SCHEDULER_ACTOR, Settings
+
+LEASE_TTL_S = 15.0
+LEASE_RENEW_S = 5.0
+TICK_S = 0.5
+
+logger = logging.getLogger("holdfast.scheduler")
+
+
+class SchedulerLoop:
+    """The loop without Ray around it."""
+
+    def __init__(self, settings: Settings):
+        from services.jobs.store import JobStore
+        from services.scheduler.attempt_calls import AttemptCalls
+        from services.scheduler.launcher import RayJobLauncher
+        from services.scheduler.reconcile import Reconciler
+        from services.tracking.sender import Sender
+
+        self.settings = settings
+        self.store = JobStore(settings.database)
+        self.calls = AttemptCalls(self.store)
+        self.sender = Sender(settings.mlflow_url, settings.runs)
+        self._holder = f"{os.uname().nodename}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
+        self._epoch: int | None = None
+        self._renewed = 0.0
+        self._reconciler = Reconciler(
+            self.store, RayJobLauncher(settings), epoch=self._current_epoch, max_running=settings.max_running_jobs
+        )
+        self._stop = threading.Event()
+        self.thread = threading.Thread(target=self._run, name="scheduler-loop", daemon=True)
+
+    def _current_epoch(self) -> int:
+        if self._epoch is None:
+            raise FencedError("this scheduler holds no lease")
+        return self._epoch
+
+    def _run(self) -> None:
+        while not self._stop.wait(TICK_S):
+            try:
+                if self._hold_lease():
+                    self._reconciler.tick()
+                    self._watch_runs()
+                    self._write_cluster_file()
+            except FencedError:
+                logger.warning("lost the lease; waiting to take it again")
+                self._epoch = None
+            except Exception:  # a tick that failed is repeated; the loop must outlive a store or Ray that is away
+                logger.exception("scheduler tick failed")
+                self._stop.wait(2.0)
+
+    def _hold_lease(self) -> bool:
+        now = time.monotonic()
+        if self._epoch is None:
+            self._epoch = self.store.acquire_lease(self._holder, LEASE_TTL_S)
+            self._renewed = now
+        elif now - self._renewed > LEASE_RENEW_S:
+            if not self.store.renew_lease(self._holder, self._epoch, LEASE_TTL_S):
+                self._epoch = None
+            self._renewed = now
+        return self._epoch is not None
+
+    def _watch_runs(self) -> None:
+        """Every job whose log MLflow has not seen whole is watched; the sender ignores what it watches already."""
+        for job in self.store.unsent_jobs() if hasattr(self.store, "unsent_jobs") else self.store.jobs_in(WATCHED):
+            run_dir = self.settings.run_dir(job.id)
+            if run_dir.is_dir():
+                self.sender.watch(job.id, run_dir, job.name, job.spec)
+
+    def _write_cluster_file(self) -> None:
+        """What the API tells about the cluster; it does not talk to Ray itself."""
+        path = self.settings.home / "cluster.json"
+        if path.exists() and time.time() - path.stat().st_mtime < 30:
+            return
+        resources = ray.cluster_resources()
+        content = {"cpus": resources.get("CPU", 0.0), "gpus": resources.get("GPU", 0.0), "nodes": len(ray.nodes())}
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text(json.dumps(content))
+        temporary.replace(path)
+
+    def stop(self) -> None:
+        self._stop.set()
+        self.sender.stop()
+        if self._epoch is not None:
+            self.store.release_lease(self._holder, self._epoch)
+
+
+WATCHED = ("starting", "running", "pausing", "cancelling", "paused", "succeeded", "failed", "cancelled")
+
+
+class Scheduler:
+    """The Ray side: attempts call ``attempt_call``; nothing else is public."""
+
+    def __init__(self, settings_json: str):
+        logging.basicConfig(level=logging.INFO)
+        self._loop = SchedulerLoop(Settings.model_validate_json(settings_json))
+        self._loop.sender.start()
+        self._loop.thread.start()
+
+    def attempt_call(self, attempt_id: str, method: str, args: tuple, kwargs: dict[str, Any]) -> Any:
+        """Run one method of ``AttemptCalls``; names that begin with an underscore are refused."""
+        if method.startswith("_"):
+            raise ValueError(f"{method!r} is not a call of an attempt")
+        return getattr(self._loop.calls, method)(attempt_id, *args, **kwargs)
+
+    def ping(self) -> int:
+        return os.getpid()
+
+    def stop(self) -> None:
+        self._loop.stop()
+
+
+def ensure_scheduler(settings: Settings):
+    """The scheduler's handle; starts it if it is not there. Call in a process that is connected to Ray."""
+    actor = ray.remote(Scheduler).options(
+        name=SCHEDULER_ACTOR,
+        namespace=NAMESPACE,
+        lifetime="detached",
+        get_if_exists=True,
+        max_restarts=-1,
+        num_cpus=0,
+        max_concurrency=32,
+    )
+    handle = actor.remote(settings.model_dump_json())
+    ray.get(handle.ping.remote(), timeout=60)
+    return handle

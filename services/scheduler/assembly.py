@@ -1,0 +1,65 @@
+"""Builds the lead of a job from its parts, inside the lead's process."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cluster.spec.job import evaluation_domains
+from rollout.chat import ChatFormat
+from rollout.domains import build_domain
+from rollout.engines.base import EngineSampling
+from rollout.pool import RolloutPool
+from rollout.verifiers.pool import VerifierPool
+from services.evaluation.evaluator import Evaluator
+from services.scheduler.evaluations import Evaluations
+from services.scheduler.lead import Lead, LeadParts
+from services.teacher.canary import TeacherCanary
+from services.teacher.group import TeacherGroup
+from services.tracking.log import RunLog
+from services.weights.parity import ParityProbe
+
+if TYPE_CHECKING:
+    from services.scheduler.train_function import JobRun
+
+VERIFIER_PROCESSES = 1
+VERIFIER_DEADLINE_S = 10.0
+PROBE_PROMPTS = 4
+PROBE_TOKENS = 16
+
+
+def build_lead(run: JobRun) -> Lead:
+    """Pool, teacher, verifiers, log and evaluations around the job's spec."""
+    job, config = run.job, run.config
+    chat = ChatFormat(config["model_folder"])
+    pool = RolloutPool(config["workers"])
+    verifiers = VerifierPool(VERIFIER_PROCESSES, VERIFIER_DEADLINE_S)
+    log = RunLog(Path(config["run_dir"]))
+    suites = evaluation_domains(job)
+    domains = {suite.name: build_domain(suite.domain, name=suite.name, seed=job.seed) for suite in suites}
+    longest = max(stage.sampling.max_tokens for stage in run.stages)
+    evaluator = Evaluator(
+        pool,
+        verifiers,
+        chat,
+        domains,
+        {suite.name: suite.problems for suite in suites},
+        EngineSampling(
+            temperature=job.evaluation.temperature, top_p=job.evaluation.top_p, max_tokens=job.evaluation.max_tokens or longest
+        ),
+        job.seed,
+    )
+    probe_domain = next(iter(domains.values()))
+    prompts = [chat.prompt_token_ids(probe_domain.problem("evaluation", index).messages) for index in range(PROBE_PROMPTS)]
+    parts = LeadParts(
+        link=run.link,
+        log=log,
+        pool=pool,
+        teacher=TeacherGroup(config["teachers"]) if config["teachers"] else None,
+        verifiers=verifiers,
+        chat=chat,
+        probe=ParityProbe(config["workers"], prompts, max_tokens=PROBE_TOKENS),
+        canary=TeacherCanary(),
+        evaluations=Evaluations(evaluator, run.link, log),
+    )
+    return Lead(job, parts, run.progress, num_ranks=run.ranks.world_size)

@@ -1,0 +1,94 @@
+"""What an attempt may ask of the scheduler. Every method takes the attempt's id first, and the store fences it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from services.jobs.ids import new_id
+
+
+class AttemptCalls:
+    """A plain class over the job store; the scheduler actor calls it for the attempts."""
+
+    def __init__(self, store):
+        self._store = store
+
+    def describe(self, attempt_id: str) -> dict[str, Any]:
+        job = self._job(attempt_id)
+        return {"job_id": job.id, "spec": job.spec, "resolved": job.resolved}
+
+    def waiting(self, attempt_id: str, message: str) -> None:
+        self._event(attempt_id, "job.waiting", message, level="warning")
+
+    def mark_running(self, attempt_id: str) -> None:
+        self._store.mark_running(attempt_id)
+
+    def begin_incarnation(self, attempt_id: str, pid: int) -> int:
+        incarnation = self._store.begin_incarnation(attempt_id)
+        self._event(attempt_id, "learner.started", f"learner group started (incarnation {incarnation})", data={"incarnation": incarnation, "pid": pid})
+        return incarnation
+
+    def stage_started(self, attempt_id: str, index: int, name: str, *, step: int, total_steps: int, resumed: bool) -> None:
+        self._store.set_stage(attempt_id, index, status="running", step=step, total_steps=total_steps)
+        how = f"continues at step {step}" if resumed else "started"
+        self._event(attempt_id, "stage.status", f"stage {name} {how}", stage=name, data={"status": "running", "step": step})
+
+    def stage_finished(self, attempt_id: str, index: int, policy: str, *, total_steps: int) -> None:
+        self._store.set_stage(attempt_id, index, status="succeeded", step=total_steps, total_steps=total_steps)
+        self._event(attempt_id, "stage.status", f"stage {index} finished", data={"status": "succeeded", "policy": policy})
+
+    def step_done(self, attempt_id: str, index: int, *, step: int, total_steps: int, finite: bool, summary: dict[str, float]) -> str:
+        """Record the step; returns what the job is wanted to do: running, paused or cancelled."""
+        message = ", ".join(f"{key} {value:.4f}" for key, value in summary.items() if value is not None)
+        self._store.set_stage(attempt_id, index, status="running", step=step, total_steps=total_steps, message=message)
+        if not finite:
+            self._event(attempt_id, "warning", f"step {step}: loss or gradient not finite, step skipped", level="warning", data={"reason": "non_finite_loss"})
+        return self._store.control(attempt_id)[0]
+
+    def evaluated_domains(self, attempt_id: str, row: int) -> list[str]:
+        return [item.domain for item in self._store.list_evaluations(self._job(attempt_id).id) if item.row == row and item.at == "boundary"]
+
+    def record_evaluation(self, attempt_id: str, **fields: Any) -> None:
+        self._store.record_evaluation(attempt_id, **fields)
+        self._event(
+            attempt_id,
+            "evaluation.completed",
+            f"{fields['domain']}: {fields['mean']:.3f} on {fields['num_problems']} problems (row {fields['row']}, {fields['at']})",
+            data={key: value for key, value in fields.items() if key != "scores"},
+        )
+
+    def new_checkpoint_id(self, attempt_id: str) -> str:
+        return new_id("ckpt")
+
+    def latest_checkpoint(self, attempt_id: str) -> dict[str, Any] | None:
+        record = self._store.latest_checkpoint(self._job(attempt_id).id)
+        return None if record is None else asdict(record)
+
+    def checkpoint_damaged(self, attempt_id: str, checkpoint_id: str, message: str) -> None:
+        self._store.mark_checkpoint_bad(checkpoint_id)
+        self._event(attempt_id, "warning", message, level="error", data={"reason": "checkpoint_damaged", "checkpoint": checkpoint_id})
+
+    def commit_checkpoint(self, attempt_id: str, *, keep: int, **fields: Any) -> list[str]:
+        """Commit; returns the ids whose folders must stay: the newest ``keep`` and every stage's end."""
+        self._store.commit_checkpoint(attempt_id, **fields)
+        records = self._store.list_checkpoints(self._job(attempt_id).id)
+        resumes = sorted((r for r in records if r.kind == "resume"), key=lambda r: r.global_step)[-keep:]
+        return [record.id for record in resumes] + [record.id for record in records if record.kind == "stage"]
+
+    def finish(self, attempt_id: str, outcome: str, reason: str | None, message: str) -> None:
+        self._store.finish_attempt(attempt_id, outcome, reason=reason, message=message)
+
+    def report_source(self, attempt_id: str) -> dict[str, Any]:
+        job = self._job(attempt_id)
+        return {
+            "job": asdict(job),
+            "evaluations": [asdict(item) for item in self._store.list_evaluations(job.id)],
+            "checkpoints": [asdict(item) for item in self._store.list_checkpoints(job.id)],
+        }
+
+    def _job(self, attempt_id: str):
+        return self._store.job_of_attempt(attempt_id)
+
+    def _event(self, attempt_id: str, kind: str, message: str, *, level: str = "info", data: dict | None = None, stage: str | None = None) -> None:
+        self._store.append_event(self._job(attempt_id).id, kind=kind, level=level, message=message, data=data, stage=stage)

@@ -1,0 +1,60 @@
+"""Scores of the policy that the engines hold, recorded in the job store and in the log.
+
+Row 0 is the base model, row i + 1 the policy after stage i; both are scored on every domain, with the same problems and
+sampling. A row that the store holds already is not scored again.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from cluster.spec.job import ResolvedStage
+
+
+class Evaluations:
+    """Runs ``services/evaluation/evaluator.py`` and writes what it finds."""
+
+    def __init__(self, evaluator: Any, link: Any, log: Any):
+        self._evaluator = evaluator
+        self._link = link
+        self._log = log
+
+    def boundary(self, row: int, stage: ResolvedStage | None, global_step: int) -> None:
+        """Score every domain for one row of the score matrix."""
+        recorded = set(self._link.call("evaluated_domains", row))
+        missing = [name for name in self._evaluator.names if name not in recorded]
+        if missing:
+            self._score(missing, row=row, stage=stage, step=stage.steps if stage else 0, global_step=global_step, at="boundary")
+
+    def during(self, stage: ResolvedStage, step: int, global_step: int) -> None:
+        """Score the stage's own domains inside the stage."""
+        names = [part.name for part in stage.domains]
+        self._score(names, row=stage.index + 1, stage=stage, step=step, global_step=global_step, at="during")
+
+    def _score(self, names: list[str], *, row: int, stage: ResolvedStage | None, step: int, global_step: int, at: str) -> None:
+        values = {}
+        for name, result in self._evaluator.score(names).items():
+            self._link.call(
+                "record_evaluation",
+                row=row,
+                stage_index=stage.index if stage else None,
+                step=step,
+                domain=name,
+                mean=result.mean,
+                num_problems=len(result.scores),
+                truncation_rate=result.truncation_rate,
+                mean_tokens=result.mean_tokens,
+                scores=[float(score) for score in result.scores],
+                at=at,
+            )
+            values |= {
+                f"eval/{name}/score": result.mean,
+                f"eval/{name}/truncation_rate": result.truncation_rate,
+                f"eval/{name}/mean_tokens": result.mean_tokens,
+                f"eval/{name}/verifier_errors": float(result.verifier_errors),
+            }
+            if at == "boundary":
+                self._log.table(f"evaluation_samples_{name}", result.samples, stage=stage.name if stage else None, global_step=global_step)
+        self._log.metrics(
+            stage=stage.name if stage else None, stage_index=stage.index if stage else None, step=step, global_step=global_step, values=values
+        )

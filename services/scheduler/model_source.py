@@ -1,0 +1,39 @@
+"""Where the base model's files are: a local folder, or a snapshot of a Hugging Face repository at a pinned commit."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from cluster.errors import HoldfastError
+from cluster.spec.job import JobSpec, ModelSpec
+
+WANTED_FILES = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model"]
+"""Weights, configuration and tokenizer; nothing that executes when it is loaded."""
+
+
+class ModelUnavailable(HoldfastError):
+    """The model's files cannot be had."""
+
+    reason = "model_unavailable"
+
+
+def local_folder(model: ModelSpec, resolved: dict[str, Any]) -> Path:
+    """A folder with the model's files. Downloads a hub id at the commit that submission pinned."""
+    if model.path is not None:
+        return Path(resolved.get("model_path") or model.path).absolute()
+    from huggingface_hub import snapshot_download
+
+    revision = resolved.get("model_revision") or model.revision
+    try:
+        return Path(snapshot_download(model.id, revision=revision, allow_patterns=WANTED_FILES))
+    except Exception as error:  # the hub client raises many kinds; all mean that there are no files
+        raise ModelUnavailable(f"model {model.id!r} at {revision!r} could not be fetched: {error}") from error
+
+
+def max_model_len(job: JobSpec, folder: Path) -> int:
+    """The longest sequence that any stage or evaluation can make, never above what the model was built for."""
+    limit = json.loads((folder / "config.json").read_text()).get("max_position_embeddings", 1 << 30)
+    longest = max(stage.max_prompt_tokens + stage.sampling.max_tokens for stage in job.resolved_stages())
+    return min(limit, longest)

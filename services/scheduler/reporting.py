@@ -1,0 +1,31 @@
+"""Writes report.json, the heat map's numbers and the link by job name at the end of an attempt."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from services.evaluation.report import build_report
+from services.tracking.log import read_metrics
+
+
+def write_report(source: dict[str, Any], run_dir: Path, runs: Path) -> dict[str, Any]:
+    """``runs/<job id>/report.json``, and ``runs/<job name>`` as a link to the newest job of that name."""
+    report = build_report(source["job"], source["evaluations"], source["checkpoints"], read_metrics(run_dir))
+    temporary = run_dir / "report.json.tmp"
+    temporary.write_text(json.dumps(report, indent=1))
+    os.replace(temporary, run_dir / "report.json")
+    link_by_name(run_dir, runs / source["job"]["name"])
+    return report
+
+
+def link_by_name(run_dir: Path, link: Path) -> None:
+    """Point ``link`` at ``run_dir``; a real folder of that name is left alone."""
+    if link.exists() and not link.is_symlink():
+        return
+    temporary = link.with_name(f".{link.name}.tmp")
+    temporary.unlink(missing_ok=True)
+    temporary.symlink_to(run_dir.name)
+    os.replace(temporary, link)

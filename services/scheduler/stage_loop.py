@@ -1,0 +1,102 @@
+"""What every learner rank runs for one stage; reads top to bottom.
+
+Only the lead talks to other actors; ranks meet in ``ranks`` and in the learner's own collectives. No method is named
+here: what SDPO, GRPO and every hybrid do differently stands in the stage's composition.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+from cluster.errors import ParityError, StageError
+from cluster.messages import StepReport
+from cluster.spec.job import ResolvedStage
+from services.scheduler.phases import Phases
+from services.scheduler.progress import Progress
+from services.scheduler.ranks import Ranks
+
+MAX_NON_FINITE_IN_A_ROW = 3
+
+
+class StopRequested(Exception):  # noqa: N818 - not an error: somebody asked for it
+    """The job is to be cancelled or paused; carries the outcome."""
+
+    def __init__(self, outcome: str):
+        super().__init__(outcome)
+        self.outcome = outcome
+
+
+class StageLead(Protocol):
+    """What the lead does for a stage; see ``services/scheduler/lead.py``."""
+
+    def prepare(self, step: int, version: int) -> list: ...
+    def probe_sequences(self) -> tuple: ...
+    def check_parity(self, probed: tuple, logprobs: list) -> float: ...
+    def follow(self, updates: int, publication) -> None: ...
+    def record(self, report: StepReport, seconds: dict[str, float]) -> str: ...
+    def evaluate_during(self) -> None: ...
+
+
+class World:
+    """The parts that a stage needs, on this rank; ``lead`` is None on every other rank."""
+
+    def __init__(self, *, ranks: Ranks, learner, publisher, lead, progress: Progress, commit: Callable[[str], None]):
+        self.ranks = ranks
+        self.learner = learner
+        self.publisher = publisher
+        self.lead = lead
+        self.progress = progress
+        self.commit = commit
+
+
+def run_stage(world: World, stage: ResolvedStage) -> None:
+    """Train through the remaining steps of a stage. Raises ``StopRequested`` at a step boundary when asked to stop."""
+    ranks, progress = world.ranks, world.progress
+    for step in progress.remaining(stage.steps):
+        phases = Phases()
+        with phases("experience"):
+            shard = ranks.scatter_from_lead(lambda step=step: world.lead.prepare(step, progress.version))
+        with phases("learner"):
+            report = world.learner.step(shard)
+        progress.advance(applied=report.applied, finite=report.finite)
+        if report.applied:
+            publish_and_follow(world, stage.sampling.temperature, phases)
+        outcome = ranks.from_lead(lambda report=report, phases=phases: world.lead.record(report, phases.seconds))
+        if progress.cursor.non_finite_in_a_row >= MAX_NON_FINITE_IN_A_ROW:
+            raise StageError(
+                f"stage {stage.name}: {MAX_NON_FINITE_IN_A_ROW} steps in a row had a loss or gradient that is not finite",
+                reason="non_finite_loss",
+            )
+        if outcome != "running":
+            world.commit("resume")
+            raise StopRequested(outcome)
+        if progress.commit_due and progress.cursor.step < stage.steps:
+            world.commit("resume")
+        ranks.from_lead(world.lead.evaluate_during if world.lead else _nothing)
+
+
+def publish_and_follow(world: World, temperature: float, phases: Phases, *, follow: bool = True) -> None:
+    """Hand the learner's weights to the engines, let the teacher follow, prove that all three agree."""
+    with phases("publish"):
+        publication = world.publisher.publish(world.progress.next_version())
+    if follow:
+        with phases("follow"):
+            world.ranks.from_lead(lambda: world.lead.follow(world.progress.cursor.updates, publication))
+    with phases("parity"):
+        probe_parity(world, temperature)
+
+
+def probe_parity(world: World, temperature: float) -> None:
+    """Engine against learner on fixed prompts; raises ``ParityError`` on every rank above the bound."""
+    probed = world.ranks.from_lead(world.lead.probe_sequences if world.lead else _nothing)
+    prompts, completions = probed[0], probed[1]
+    logprobs = world.learner.sequence_logprobs(prompts, completions, temperature=temperature)
+    world.ranks.from_lead(lambda: world.lead.check_parity(probed, logprobs))
+
+
+def _nothing() -> None:
+    return None
+
+
+__all__ = ["MAX_NON_FINITE_IN_A_ROW", "ParityError", "StopRequested", "World", "probe_parity", "publish_and_follow", "run_stage"]
