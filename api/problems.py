@@ -18,6 +18,7 @@ from starlette.exceptions import HTTPException
 from cluster.errors import Conflict, HoldfastError, IllegalTransition, NotFound, SpecError
 
 MEDIA_TYPE = "application/problem+json"
+UNAVAILABLE_REASONS = ("store_unavailable", "store_unfit")
 TYPE_PREFIX = "/v1/problems/"
 log = logging.getLogger("holdfast.api")
 
@@ -132,6 +133,8 @@ async def _on_holdfast_error(request: Request, error: HoldfastError) -> JSONResp
     if isinstance(error, Conflict):
         code = "idempotency_key_reused" if "idempotency" in error.reason or "idempotency" in error.message.lower() else "conflict"
         return _answer(request, code, error.message)
+    if error.reason in UNAVAILABLE_REASONS:
+        return _answer(request, "service_unavailable", PROBLEMS["service_unavailable"].meaning, headers={"Retry-After": "2"})
     return _internal(request, error)
 
 

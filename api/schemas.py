@@ -52,6 +52,7 @@ class StageProgress(View):
     status: str = Field(description="queued, running, succeeded, failed, cancelled or skipped")
     step: int = Field(description="training steps done")
     total_steps: int
+    message: str | None = Field(None, description="the last step's figures, for people")
     started_at: datetime | None = None
     finished_at: datetime | None = None
     mlflow_url: str | None = Field(None, description="the stage's run in MLflow")
@@ -91,9 +92,11 @@ class Job(View):
     spec_hash: str | None = Field(description="sha256 of the spec with all defaults")
     stages: list[StageProgress]
     progress: Progress
-    attempts: int | None = Field(None, description="how often the job was started")
+    num_attempts: int = Field(description="how often the job was started on the cluster")
+    cancel_mode: str | None = Field(None, description="with a cancel: graceful or now")
     links: Links
     created_at: datetime
+    updated_at: datetime
     started_at: datetime | None
     finished_at: datetime | None
 
@@ -102,6 +105,7 @@ class Event(View):
     """One line of a job's history. ``seq`` counts from 1 within the job, without gaps."""
 
     seq: int
+    id: str
     type: str = Field(description="job.status, stage.status, checkpoint.saved, evaluation.completed, warning, ...")
     level: str = "info"
     stage: str | None = None
@@ -151,17 +155,6 @@ class Evaluations(View):
     score_matrix: list[list[float | None]] = Field(description="score_matrix[row][domain]; null where not measured")
     retention: dict[str, Any] | None = Field(description="average score, backward transfer, forgetting, forward transfer, with 95 % intervals; null before the first stage was evaluated")
     data: list[Evaluation] = Field(description="every measurement, the ones during stages included")
-
-
-class Attempt(View):
-    """One start of a job on the cluster."""
-
-    id: str
-    number: int
-    started_at: datetime | None
-    ended_at: datetime | None
-    exit_reason: str | None
-    message: str | None = None
 
 
 class Stage(StageProgress):

@@ -25,6 +25,8 @@ def job_view(record: Any, context: Context) -> schemas.Job:
         seed=record.spec["seed"],
         labels=record.labels,
         spec_hash=record.spec_hash,
+        num_attempts=record.num_attempts,
+        cancel_mode=record.cancel_mode if record.desired_status == "cancelled" else None,
         stages=stages,
         progress=schemas.Progress(
             stages_done=sum(stage.status in ("succeeded", "skipped") for stage in stages),
@@ -38,9 +40,10 @@ def job_view(record: Any, context: Context) -> schemas.Job:
             stream=f"{here}/events/stream",
             evaluations=f"{here}/evaluations",
             report=f"{here}/report",
-            mlflow=run_url(record, context),
+            mlflow=_run_url(record, record.mlflow_run_id, context),
         ),
         created_at=record.created_at,
+        updated_at=record.updated_at,
         started_at=record.started_at,
         finished_at=record.finished_at,
     )
@@ -54,12 +57,15 @@ def stage_progress(record: Any, stage: Any, context: Context) -> schemas.StagePr
         step=stage.step,
         total_steps=stage.total_steps,
         message=stage.message,
+        started_at=stage.started_at,
+        finished_at=stage.finished_at,
+        mlflow_url=_run_url(record, stage.mlflow_run_id, context),
     )
 
 
 def event_view(item: Any) -> schemas.Event:
     return schemas.Event(
-        seq=item.seq, type=item.kind, level=item.level, stage=item.stage, message=item.message, data=item.data or {}, created_at=item.created_at
+        seq=item.seq, id=item.id, type=item.kind, level=item.level, stage=item.stage, message=item.message, data=item.data or {}, created_at=item.created_at
     )
 
 

@@ -10,13 +10,14 @@ import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-_NAME = re.compile(r"snapshot-(\d{10})\.safetensors")
+_NAME = re.compile(r"snapshot-(\d{10,})\.safetensors")
 
 
 def snapshot_path(folder: Path, version: int) -> Path:
@@ -55,7 +56,13 @@ def write_snapshot(folder: Path, version: int, tensors: Iterable[tuple[str, Tens
 def read_snapshot(path: Path) -> dict[str, Tensor]:
     """Return name -> float32 tensor, mapped from the file: copy before writing into one."""
     with safe_open(path, framework="pt") as handle:
-        return {name: handle.get_tensor(name) for name in handle.keys()}
+        return {name: handle.get_tensor(name) for name in _names(handle)}
+
+
+def snapshot_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """Return name -> shape from the header of a safetensors file; no tensor is read."""
+    with safe_open(path, framework="pt") as handle:
+        return {name: tuple(handle.get_slice(name).get_shape()) for name in _names(handle)}
 
 
 def snapshot_version(path: Path) -> int:
@@ -64,12 +71,17 @@ def snapshot_version(path: Path) -> int:
         return int(handle.metadata()["version"])
 
 
+def _names(handle: Any) -> list[str]:
+    return list(handle.keys())  # noqa: SIM118 - not a mapping; iterating it directly is not offered
+
+
 def prune(folder: Path, keep: int) -> list[Path]:
     """Delete all but the ``keep`` newest snapshots of a folder, and return what was deleted.
 
     A process that has mapped a deleted file keeps its pages.
     """
-    found = sorted(path for path in Path(folder).glob("snapshot-*.safetensors") if _NAME.fullmatch(path.name))
+    found = [path for path in Path(folder).glob("snapshot-*.safetensors") if _NAME.fullmatch(path.name)]
+    found.sort(key=lambda path: int(_NAME.fullmatch(path.name).group(1)))
     old = found[: max(len(found) - keep, 0)]
     for path in old:
         path.unlink(missing_ok=True)

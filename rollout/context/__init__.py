@@ -1,4 +1,4 @@
-"""What the teacher may see, by kind of context."""
+"""What the teacher may see, by kind of context. A new one is one file here, one spec class, one line, one test."""
 
 from __future__ import annotations
 
@@ -13,4 +13,5 @@ CONTEXTS: dict[str, type] = {"none": PlainPrompt, "sibling_solution": SiblingSol
 
 
 def build_context(spec: ContextSpec, chat: ChatFormat) -> ContextBuilder:
+    """The builder that a stage's context spec asks for."""
     return CONTEXTS[spec.kind](spec, chat)

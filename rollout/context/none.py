@@ -1,4 +1,4 @@
-"""No privileged context: the teacher reads what the policy reads."""
+"""No privileged context: the teacher reads what the policy reads, to the token."""
 
 from __future__ import annotations
 
@@ -10,11 +10,15 @@ from rollout.chat import ChatFormat
 
 
 class PlainPrompt:
+    """The policy's own prompt ids as the teacher's prompt, for every rollout."""
+
     def __init__(self, spec: NoContext, chat: ChatFormat):
-        self._chat = chat
+        self._kind = spec.kind
 
     def build(self, group: RolloutGroup, verdicts: Sequence[Verdict]) -> list[PrivilegedContext | None]:
-        context = PrivilegedContext(
-            problem_id=group.problem.problem_id, kind="none", teacher_prompt_token_ids=self._chat.prompt_token_ids(group.problem.messages)
-        )
-        return [context] * len(group.rollouts)
+        return [
+            PrivilegedContext(
+                problem_id=group.problem.problem_id, kind=self._kind, teacher_prompt_token_ids=rollout.prompt_token_ids
+            )
+            for rollout in group.rollouts
+        ]

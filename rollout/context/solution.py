@@ -1,4 +1,8 @@
-"""The teacher prompt with the problem's own solution: what a base model is trained on, and measured by."""
+"""Teacher prompts of a problem alone, with its own solution or with given words of feedback.
+
+What a base model is trained on and measured by: a model that does not answer better with the solution in its prompt
+cannot teach itself.
+"""
 
 from __future__ import annotations
 
@@ -6,17 +10,22 @@ import numpy as np
 
 from cluster.messages import Problem
 from rollout.chat import ChatFormat
-from rollout.context.base import teacher_prompt
+from rollout.context.base import Section, render_sections, teacher_prompt
 from rollout.context.templates import TEMPLATES
 
 DEFAULT_TEMPLATE = TEMPLATES["holdfast-1"]
 
 
 def solution_prompt(problem: Problem, chat: ChatFormat, max_context_tokens: int = 512) -> np.ndarray:
-    """int32 [P]"""
-    return teacher_prompt(problem, [(DEFAULT_TEMPLATE.solution, problem.solution)], DEFAULT_TEMPLATE, chat, max_context_tokens)[0]
+    """int32 [P]: the teacher's prompt with the problem's own solution as the solution section."""
+    return _prompt(problem, (DEFAULT_TEMPLATE.solution, problem.solution), chat, max_context_tokens)
 
 
 def feedback_prompt(problem: Problem, feedback: str, chat: ChatFormat, max_context_tokens: int = 512) -> np.ndarray:
-    """int32 [P]"""
-    return teacher_prompt(problem, [(DEFAULT_TEMPLATE.feedback, feedback)], DEFAULT_TEMPLATE, chat, max_context_tokens)[0]
+    """int32 [P]: the teacher's prompt with ``feedback`` as the feedback section."""
+    return _prompt(problem, (DEFAULT_TEMPLATE.feedback, feedback), chat, max_context_tokens)
+
+
+def _prompt(problem: Problem, section: Section, chat: ChatFormat, max_context_tokens: int) -> np.ndarray:
+    rendered, _ = render_sections([section], chat, max_context_tokens)
+    return teacher_prompt(problem, rendered, DEFAULT_TEMPLATE, chat)

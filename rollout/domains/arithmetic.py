@@ -7,21 +7,18 @@ import re
 
 from cluster.messages import Problem, Verdict
 from cluster.spec.domains import ArithmeticDomain
-from rollout.domains.base import Drawn, Split, failed, passed
+from rollout.domains.base import Procedural, Split, failed, passed
 
 OPERATIONS = {"+": int.__add__, "-": int.__sub__, "*": int.__mul__}
+NUMBER = re.compile(r"-?(0|[1-9][0-9]{0,19})")
+"""One number, written the only way: no sign but a minus, no leading zeros."""
 
 
-class Arithmetic:
+class Arithmetic(Procedural):
     """``37+58=?`` -> ``95``"""
 
     def __init__(self, spec: ArithmeticDomain, name: str, seed: int):
-        self.name = name
-        self._spec = spec
-        self._drawn = Drawn("arithmetic", seed, self._draw)
-
-    def size(self, split: Split) -> int | None:
-        return None
+        super().__init__(spec, name, seed, family="arithmetic")
 
     def _draw(self, generator: random.Random) -> str:
         top = 10**self._spec.digits - 1
@@ -30,7 +27,7 @@ class Arithmetic:
 
     def problem(self, split: Split, index: int) -> Problem:
         content = self._drawn.content(split, index)
-        left, operation, right = re.fullmatch(r"(\d+)([-+*])(\d+)", content).groups()
+        left, operation, right = re.fullmatch(r"([0-9]+)([-+*])([0-9]+)", content).groups()
         answer = OPERATIONS[operation](int(left), int(right))
         return Problem(
             problem_id=f"{self.name}/{split}/{index}",
@@ -42,8 +39,8 @@ class Arithmetic:
 
     def verify(self, problem: Problem, completion_text: str) -> Verdict:
         text = completion_text.strip()
-        if not re.fullmatch(r"-?\d{1,20}", text):
-            return failed("answer with one number")
+        if not NUMBER.fullmatch(text):
+            return failed("not a number")
         given = int(text)
         if given == problem.answer:
             return passed()

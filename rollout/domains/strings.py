@@ -8,7 +8,7 @@ from collections import Counter
 
 from cluster.messages import Problem, Verdict
 from cluster.spec.domains import StringsDomain
-from rollout.domains.base import Drawn, Split, failed, passed
+from rollout.domains.base import Procedural, Split, failed, passed
 
 OPERATIONS = {
     "reverse": lambda text: text[::-1],
@@ -16,18 +16,15 @@ OPERATIONS = {
     "uppercase": str.upper,
     "dedupe": lambda text: "".join(dict.fromkeys(text)),
 }
+NAMED_LETTERS = 6
+"""Feedback names at most so many letters of a kind: it is read by models with short contexts."""
 
 
-class Strings:
+class Strings(Procedural):
     """``sort: dbca`` -> ``abcd``"""
 
     def __init__(self, spec: StringsDomain, name: str, seed: int):
-        self.name = name
-        self._spec = spec
-        self._drawn = Drawn(f"strings-{spec.operation}", seed, self._draw)
-
-    def size(self, split: Split) -> int | None:
-        return None
+        super().__init__(spec, name, seed, family=f"strings-{spec.operation}")
 
     def _draw(self, generator: random.Random) -> str:
         length = generator.randint(*self._spec.length)
@@ -48,11 +45,13 @@ class Strings:
         text = completion_text.strip()
         if text == problem.answer:
             return passed()
-        missing = Counter(problem.answer) - Counter(text)
-        extra = Counter(text) - Counter(problem.answer)
-        said = []
-        if missing:
-            said.append("missing: " + "".join(sorted(missing.elements()))[:8])
-        if extra:
-            said.append("extra: " + "".join(sorted(extra.elements()))[:8])
-        return failed(", ".join(said) or "wrong order")
+        return failed(_difference(problem.answer, text))
+
+
+def _difference(wanted: str, given: str) -> str:
+    """``missing: ab, extra: c``, or ``wrong order`` where the letters are right."""
+    said = []
+    for word, letters in (("missing", Counter(wanted) - Counter(given)), ("extra", Counter(given) - Counter(wanted))):
+        if letters:
+            said.append(f"{word}: " + "".join(sorted(letters.elements()))[:NAMED_LETTERS])
+    return ", ".join(said) or "wrong order"

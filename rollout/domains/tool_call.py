@@ -1,4 +1,7 @@
-"""Write one JSON tool call that does what the request asks; checked against the tool's JSON Schema, then by value."""
+"""Write one JSON tool call that does what the request asks; checked against the tool's JSON Schema, then by value.
+
+Requests, names and keys are short on purpose: a character-level miniature reads and writes them.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +15,9 @@ import jsonschema
 
 from cluster.messages import Problem, Verdict
 from cluster.spec.domains import ToolCallDomain
-from rollout.domains.base import Drawn, Split, failed, passed
+from rollout.domains.base import Procedural, Split, failed, passed
 
-WORDS = ("bed", "hall", "bath", "shed", "attic", "porch", "study", "den")
+ROOMS = ("bed", "hall", "bath", "shed", "attic", "porch", "study", "den")
 NAMES = ("ann", "bob", "cleo", "dan", "eve", "finn", "gus", "ida")
 INTEGER = {"type": "integer"}
 TEXT = {"type": "string"}
@@ -22,7 +25,7 @@ TEXT = {"type": "string"}
 
 @dataclass(frozen=True, slots=True)
 class Tool:
-    """One tool: its arguments, how they are drawn, and how people ask for it."""
+    """One tool: its arguments as JSON Schema, how they are drawn, and how people ask for it."""
 
     name: str
     properties: dict[str, dict[str, Any]]
@@ -30,34 +33,38 @@ class Tool:
     phrases: tuple[str, ...]
 
     def schema(self) -> dict[str, Any]:
-        arguments = {"type": "object", "properties": self.properties, "required": list(self.properties), "additionalProperties": False}
-        return {
-            "type": "object",
-            "properties": {"tool": {"const": self.name}, "args": arguments},
-            "required": ["tool", "args"],
-            "additionalProperties": False,
-        }
+        arguments = _object(self.properties)
+        return _object({"tool": {"const": self.name}, "args": arguments})
+
+
+def _object(properties: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "object", "properties": properties, "required": list(properties), "additionalProperties": False}
+
+
+def _amount(*keys: str) -> Callable[[random.Random, int], dict[str, Any]]:
+    """Draws numbers from 1 to the largest value for ``keys``."""
+    return lambda generator, top: {key: generator.randint(1, top) for key in keys}
+
+
+def _choice(key: str, words: tuple[str, ...], amount: str | None = None) -> Callable[[random.Random, int], dict[str, Any]]:
+    """Draws one of ``words`` for ``key``, and a number for ``amount`` where it is given."""
+
+    def draw(generator: random.Random, top: int) -> dict[str, Any]:
+        drawn: dict[str, Any] = {key: generator.choice(words)}
+        return drawn if amount is None else drawn | {amount: generator.randint(1, top)}
+
+    return draw
 
 
 TOOLS = (
-    Tool("timer", {"min": INTEGER}, lambda g, top: {"min": g.randint(1, top)}, ("timer for {min} min", "wake me in {min} min")),
-    Tool(
-        "light",
-        {"room": TEXT, "pct": INTEGER},
-        lambda g, top: {"room": g.choice(WORDS), "pct": g.randint(1, top)},
-        ("{room} light to {pct}", "set {pct} in the {room}"),
-    ),
-    Tool(
-        "send",
-        {"to": TEXT, "eur": INTEGER},
-        lambda g, top: {"to": g.choice(NAMES), "eur": g.randint(1, top)},
-        ("pay {to} {eur}", "send {eur} to {to}"),
-    ),
-    Tool("heat", {"room": TEXT, "deg": INTEGER}, lambda g, top: {"room": g.choice(WORDS), "deg": g.randint(1, top)}, ("{room} at {deg} deg", "{deg} deg in {room}")),
-    Tool("call", {"to": TEXT}, lambda g, top: {"to": g.choice(NAMES)}, ("ring {to}", "call {to} now")),
-    Tool("move", {"x": INTEGER, "y": INTEGER}, lambda g, top: {"x": g.randint(1, top), "y": g.randint(1, top)}, ("go to {x} {y}", "move {x} {y}")),
-    Tool("lock", {"room": TEXT}, lambda g, top: {"room": g.choice(WORDS)}, ("lock {room}", "close the {room}")),
-    Tool("buy", {"n": INTEGER, "for": TEXT}, lambda g, top: {"n": g.randint(1, top), "for": g.choice(NAMES)}, ("buy {n} for {for}", "{n} more for {for}")),
+    Tool("timer", {"min": INTEGER}, _amount("min"), ("timer for {min} min", "wake me in {min} min")),
+    Tool("light", {"room": TEXT, "pct": INTEGER}, _choice("room", ROOMS, "pct"), ("{room} light to {pct}", "set {pct} in the {room}")),
+    Tool("send", {"to": TEXT, "eur": INTEGER}, _choice("to", NAMES, "eur"), ("pay {to} {eur}", "send {eur} to {to}")),
+    Tool("heat", {"room": TEXT, "deg": INTEGER}, _choice("room", ROOMS, "deg"), ("{room} at {deg} deg", "{deg} deg in {room}")),
+    Tool("call", {"to": TEXT}, _choice("to", NAMES), ("ring {to}", "call {to} now")),
+    Tool("move", {"x": INTEGER, "y": INTEGER}, _amount("x", "y"), ("go to {x} {y}", "move {x} {y}")),
+    Tool("lock", {"room": TEXT}, _choice("room", ROOMS), ("lock {room}", "close the {room}")),
+    Tool("buy", {"for": TEXT, "n": INTEGER}, _choice("for", NAMES, "n"), ("buy {n} for {for}", "{n} more for {for}")),
 )
 
 
@@ -65,17 +72,12 @@ def compact(call: dict[str, Any]) -> str:
     return json.dumps(call, separators=(",", ":"))
 
 
-class ToolCall:
+class ToolCall(Procedural):
     """``pay ann 12`` -> ``{"tool":"send","args":{"to":"ann","eur":12}}``"""
 
     def __init__(self, spec: ToolCallDomain, name: str, seed: int):
-        self.name = name
-        self._spec = spec
+        super().__init__(spec, name, seed, family="tool_call")
         self._tools = {tool.name: tool for tool in TOOLS[: spec.tools]}
-        self._drawn = Drawn("tool_call", seed, self._draw)
-
-    def size(self, split: Split) -> int | None:
-        return None
 
     def _draw(self, generator: random.Random) -> str:
         """The content: the wanted call and which phrase asks for it, as JSON."""
@@ -99,13 +101,23 @@ class ToolCall:
             given = json.loads(completion_text)
         except (ValueError, RecursionError):
             return failed("not JSON")
-        if not isinstance(given, dict) or given.get("tool") not in self._tools:
-            return failed(f"tool is one of {' '.join(self._tools)}")
         wanted = problem.answer
-        if given["tool"] != wanted["tool"]:
-            return failed(f"not the tool {given['tool']}")
-        fault = jsonschema.exceptions.best_match(jsonschema.Draft202012Validator(self._tools[wanted["tool"]].schema()).iter_errors(given))
+        if isinstance(given, dict) and "tool" in given and given["tool"] != wanted["tool"]:
+            known = isinstance(given["tool"], str) and given["tool"] in self._tools
+            return failed("wrong tool" if known else "no such tool")
+        schema = self._tools[wanted["tool"]].schema()
+        fault = jsonschema.exceptions.best_match(jsonschema.Draft202012Validator(schema).iter_errors(given))
         if fault is not None:
-            return failed(f"schema: {fault.message[:60]}")
+            return failed(in_words(fault))
         wrong = [name for name, value in wanted["args"].items() if given["args"][name] != value]
-        return failed("wrong " + " ".join(wrong)) if wrong else passed()
+        return failed("wrong value for " + " and ".join(wrong)) if wrong else passed()
+
+
+def in_words(fault: jsonschema.ValidationError) -> str:
+    """A schema fault in a few words: ``pct must be integer``, ``missing room``, ``extra field``."""
+    where = str(fault.absolute_path[-1]) if fault.absolute_path else "answer"
+    if fault.validator == "required":
+        return "missing " + next(name for name in fault.validator_value if name not in fault.instance)
+    if fault.validator == "additionalProperties":
+        return "extra field"
+    return f"{where} must be {fault.validator_value}"

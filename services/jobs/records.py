@@ -1,0 +1,93 @@
+"""What the store gives back: frozen records, times as RFC 3339 text in UTC."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageRecord:
+    index: int
+    name: str
+    status: str
+    step: int
+    total_steps: int
+    message: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobRecord:
+    id: str
+    name: str
+    status: str
+    desired_status: str
+    cancel_mode: str
+    reason: str | None
+    message: str | None
+    version: int
+    spec: dict[str, Any]
+    spec_hash: str
+    resolved: dict[str, Any]
+    labels: dict[str, str]
+    stages: tuple[StageRecord, ...]
+    created_at: str
+    started_at: str | None
+    finished_at: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttemptRecord:
+    id: str
+    job_id: str
+    number: int
+    started_at: str
+    ended_at: str | None
+    exit_reason: str | None
+    message: str | None
+    incarnations: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EventRecord:
+    id: str
+    job_id: str
+    seq: int
+    kind: str
+    level: str
+    stage: str | None
+    message: str
+    data: dict[str, Any]
+    created_at: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckpointRecord:
+    id: str
+    job_id: str
+    attempt_id: str
+    stage_index: int
+    step: int
+    global_step: int
+    path: str
+    manifest_sha256: str
+    kind: str
+    policy_version: int
+    state: str
+    created_at: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluationRecord:
+    job_id: str
+    row: int
+    stage_index: int | None
+    step: int
+    domain: str
+    at: str
+    mean: float
+    num_problems: int
+    truncation_rate: float
+    mean_tokens: float
+    scores: list[float]
+    created_at: str

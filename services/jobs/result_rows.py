@@ -1,0 +1,100 @@
+"""Checkpoints and evaluations: what a job has made so far."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import delete, insert, select, update
+
+from services.jobs.attempt_rows import live_job
+from services.jobs.connection import Database, now_text
+from services.jobs.event_rows import add_event
+from services.jobs.records import CheckpointRecord, EvaluationRecord
+from services.jobs.tables import attempts, checkpoints, evaluations
+
+
+class ResultRows:
+    """Part of ``JobStore``."""
+
+    database: Database
+
+    def commit_checkpoint(self, attempt_id: str, **fields: Any) -> None:
+        """The commit point: row, progress mark and event in one transaction. Fields as in ``CheckpointRecord``."""
+        with self.database.write() as connection:
+            job = live_job(connection, attempt_id)
+            connection.execute(
+                insert(checkpoints).values(job_id=job.id, attempt_id=attempt_id, state="committed", created_at=now_text(), **fields)
+            )
+            connection.execute(update(attempts).where(attempts.c.id == attempt_id).values(progressed=1))
+            add_event(
+                connection,
+                job.id,
+                kind="checkpoint.saved",
+                message=f"checkpoint at step {fields['step']} of stage {fields['stage_index']} ({fields['kind']})",
+                data={"checkpoint": fields["id"], "global_step": fields["global_step"], "kind": fields["kind"]},
+            )
+
+    def latest_checkpoint(self, job_id: str) -> CheckpointRecord | None:
+        """The newest that is not known to be damaged."""
+        good = [record for record in self.list_checkpoints(job_id) if record.state == "committed"]
+        return good[-1] if good else None
+
+    def list_checkpoints(self, job_id: str) -> list[CheckpointRecord]:
+        """In the order in which they were committed."""
+        query = select(checkpoints).where(checkpoints.c.job_id == job_id).order_by(checkpoints.c.id)
+        with self.database.read() as connection:
+            return [CheckpointRecord(**row) for row in connection.execute(query).mappings()]
+
+    def mark_checkpoint_bad(self, checkpoint_id: str) -> None:
+        self._set_checkpoint_state(checkpoint_id, "damaged")
+
+    def mark_checkpoints_removed(self, checkpoint_ids: list[str]) -> None:
+        for checkpoint_id in checkpoint_ids:
+            self._set_checkpoint_state(checkpoint_id, "removed")
+
+    def _set_checkpoint_state(self, checkpoint_id: str, state: str) -> None:
+        with self.database.write() as connection:
+            connection.execute(update(checkpoints).where(checkpoints.c.id == checkpoint_id).values(state=state))
+
+    def record_evaluation(
+        self,
+        attempt_id: str,
+        *,
+        row: int,
+        stage_index: int | None,
+        step: int,
+        domain: str,
+        mean: float,
+        num_problems: int,
+        truncation_rate: float,
+        mean_tokens: float,
+        scores: list[float],
+        at: str,
+    ) -> None:
+        """One measurement; measuring the same thing again replaces it."""
+        with self.database.write() as connection:
+            job = live_job(connection, attempt_id)
+            key = {"job_id": job.id, "row": row, "step": step, "domain": domain, "at": at}
+            connection.execute(delete(evaluations).where(*(evaluations.c[name] == value for name, value in key.items())))
+            connection.execute(
+                insert(evaluations).values(
+                    **key,
+                    stage_index=stage_index,
+                    mean=mean,
+                    num_problems=num_problems,
+                    truncation_rate=truncation_rate,
+                    mean_tokens=mean_tokens,
+                    scores=scores,
+                    created_at=now_text(),
+                )
+            )
+
+    def list_evaluations(self, job_id: str) -> list[EvaluationRecord]:
+        """By row, then step, then time."""
+        query = (
+            select(evaluations)
+            .where(evaluations.c.job_id == job_id)
+            .order_by(evaluations.c.row, evaluations.c.step, evaluations.c.created_at, evaluations.c.domain)
+        )
+        with self.database.read() as connection:
+            return [EvaluationRecord(**row) for row in connection.execute(query).mappings()]
