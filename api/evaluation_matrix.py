@@ -29,13 +29,13 @@ def evaluations_view(record: Any, rows: Sequence[Any]) -> schemas.Evaluations:
 
 def _retention(job: JobSpec, domains: list[str], cells: dict[tuple[int, str], Any]) -> dict[str, Any] | None:
     """Over the complete rows from the base model on; None before the first stage has its row."""
-    from services.evaluation.retention import retention
-
     complete: list[dict[str, list[float]]] = []
     while all((len(complete), name) in cells for name in domains):
         complete.append({name: cells[len(complete), name].scores for name in domains})
     if len(complete) < 2:
         return None
+    from services.evaluation.retention import retention  # scipy: a second, and most calls come before it is needed
+
     trained = [[part.name for part in stage.domains] for stage in job.resolved_stages()[: len(complete) - 1]]
     return plain(retention(complete, trained))
 

@@ -14,6 +14,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
 from cluster.errors import Conflict, HoldfastError, IllegalTransition, NotFound, SpecError
 
@@ -109,7 +110,19 @@ async def _on_problem(request: Request, error: ProblemError) -> JSONResponse:
 async def _on_http_exception(request: Request, error: HTTPException) -> JSONResponse:
     code = CODE_BY_STATUS.get(error.status_code, "internal_error" if error.status_code >= 500 else "bad_request")
     detail = PROBLEMS[code].meaning if error.status_code in (404, 405) else str(error.detail)
-    return _answer(request, code, detail, status=error.status_code, headers=dict(error.headers or {}))
+    headers = dict(error.headers or {})
+    if error.status_code == 405:
+        headers["Allow"] = ", ".join(sorted(_methods_of_path(request)))
+    return _answer(request, code, detail, status=error.status_code, headers=headers)
+
+
+def _methods_of_path(request: Request) -> set[str]:
+    """Of all routes with this path; the router's own 405 names those of the first one."""
+    found: set[str] = set()
+    for route in request.app.routes:
+        if route.matches(request.scope)[0] is not Match.NONE:
+            found |= route.methods or set()
+    return found
 
 
 async def _on_validation_error(request: Request, error: RequestValidationError) -> JSONResponse:

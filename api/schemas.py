@@ -53,8 +53,6 @@ class StageProgress(View):
     step: int = Field(description="training steps done")
     total_steps: int
     message: str | None = Field(None, description="the last step's figures, for people")
-    started_at: datetime | None = None
-    finished_at: datetime | None = None
     mlflow_url: str | None = Field(None, description="the stage's run in MLflow")
 
 
@@ -92,11 +90,9 @@ class Job(View):
     spec_hash: str | None = Field(description="sha256 of the spec with all defaults")
     stages: list[StageProgress]
     progress: Progress
-    num_attempts: int = Field(description="how often the job was started on the cluster")
     cancel_mode: str | None = Field(None, description="with a cancel: graceful or now")
     links: Links
     created_at: datetime
-    updated_at: datetime
     started_at: datetime | None
     finished_at: datetime | None
 

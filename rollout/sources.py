@@ -1,7 +1,7 @@
-"""Where a step's groups come from, by kind of experience. Stateless: the data cursor is the step number.
+"""Where a step's groups come from, by kind of experience.
 
-Problem slots of a mixture are dealt by weight with the smallest error so far, so the domain of every slot, and how many
-slots that domain had before, are functions of the slot's number alone.
+Invariant: stateless. The problems of a step, their indices and their sampling seeds are functions of the job's seed, the
+stage and the step, so that a restarted stage sees exactly what it would have seen.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -20,29 +20,56 @@ from rollout.domains.base import Domain
 from rollout.engines.base import EngineSampling
 
 Generate = Callable[[Sequence[GenerationRequest], EngineSampling], list[tuple[Completion, ...]]]
+SEED_RANGE = 2**31
+
+
+class Source(Protocol):
+    def next_groups(self, step: int, policy_version: int) -> list[RolloutGroup]:
+        """The groups of step ``step`` of the stage, counted from 0; ``policy_version`` is the last publication."""
+        ...
 
 
 class Mixture:
-    """Which domain the n-th problem of a stage is from, and its index there."""
+    """Deals the problem slots of a stage to its domains: every slot goes to the domain that is furthest behind its share.
+
+    After any number of slots each domain has within one of its exact share times the number of domains, and the indices
+    of a domain are dealt without a gap. Scans forward from where it was last; a slot before that starts the scan anew.
+    """
 
     def __init__(self, weights: Sequence[float]):
         total = sum(weights)
         self._shares = [weight / total for weight in weights]
-        self._dealt = [0] * len(weights)
-        self._slots: list[tuple[int, int]] = []
+        self._restart()
 
-    def slot(self, number: int) -> tuple[int, int]:
-        while len(self._slots) <= number:
-            dealt = len(self._slots) + 1
-            which = max(range(len(self._shares)), key=lambda i: self._shares[i] * dealt - self._dealt[i])
-            self._slots.append((which, self._dealt[which]))
-            self._dealt[which] += 1
-        return self._slots[number]
+    def _restart(self) -> None:
+        self._next = 0
+        self._dealt = [0] * len(self._shares)
+
+    def slots(self, first: int, count: int) -> list[tuple[int, int]]:
+        """(domain, index within the domain) of slots ``first`` to ``first + count - 1``."""
+        if first < self._next:
+            self._restart()
+        while self._next < first:
+            self._deal()
+        return [self._deal() for _ in range(count)]
+
+    def _deal(self) -> tuple[int, int]:
+        self._next += 1
+        behind = [share * self._next - dealt for share, dealt in zip(self._shares, self._dealt, strict=True)]
+        which = behind.index(max(behind))
+        self._dealt[which] += 1
+        return which, self._dealt[which] - 1
+
+
+def sampling_seed(*parts: int, spacing: int) -> int:
+    """A seed below 2**31 with room for ``spacing`` children, from the numbers of what is sampled."""
+    digest = hashlib.blake2b("/".join(map(str, parts)).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") % (SEED_RANGE // spacing) * spacing
 
 
 @dataclass(kw_only=True)
-class SourceSettings:
-    """What every source needs of the stage."""
+class StageProblems:
+    """The fields of a stage that every source needs, and the problems and prompts that follow from them."""
 
     domains: Sequence[tuple[Domain, float]]
     chat: ChatFormat
@@ -57,103 +84,112 @@ class SourceSettings:
 
     def __post_init__(self) -> None:
         self.mixture = Mixture([weight for _, weight in self.domains])
+        for domain, _ in self.domains:
+            if domain.size("train") == 0:
+                raise StageError(f"domain {domain.name} has no training problem", reason="no_problems")
 
     def problems(self, step: int) -> list[Problem]:
-        first = step * self.problems_per_step
-        chosen = []
-        for number in range(first, first + self.problems_per_step):
-            which, index = self.mixture.slot(number)
-            chosen.append(self.domains[which][0].problem("train", index))
-        return chosen
+        slots = self.mixture.slots(step * self.problems_per_step, self.problems_per_step)
+        return [self.domains[which][0].problem("train", index) for which, index in slots]
 
     def prompt(self, problem: Problem) -> np.ndarray:
+        """int32 [P]. Raises ``StageError`` ``prompt_too_long``: a cut prompt would be another problem."""
         ids = self.chat.prompt_token_ids(problem.messages)
         if len(ids) > self.max_prompt_tokens:
             raise StageError(
-                f"the prompt of {problem.problem_id} has {len(ids)} tokens, max_prompt_tokens is {self.max_prompt_tokens}",
+                f"the prompt of problem {problem.problem_id} has {len(ids)} tokens, "
+                f"more than max_prompt_tokens = {self.max_prompt_tokens}",
                 reason="prompt_too_long",
+                details={"problem_id": problem.problem_id, "prompt_tokens": len(ids), "max_prompt_tokens": self.max_prompt_tokens},
             )
         return ids
 
-    def rollout_id(self, step: int, slot: int, child: int) -> str:
-        return f"{self.stage_index}/{step}/{slot}/{child}"
+    def seed(self, step: int, slot: int) -> int:
+        return sampling_seed(self.job_seed, self.stage_index, step, slot, spacing=self.rollouts_per_problem)
 
-
-def sampling_seed(*parts: int, spacing: int) -> int:
-    """A seed below 2**31 with room for ``spacing`` children, from the names of what is sampled."""
-    digest = hashlib.blake2b("/".join(map(str, parts)).encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") % (2**31 // spacing - 1) * spacing
-
-
-class OnPolicySource:
-    """Completions sampled by the rollout workers from the current policy."""
-
-    def __init__(self, settings: SourceSettings):
-        self._settings = settings
-
-    def next_groups(self, step: int, policy_version: int) -> list[RolloutGroup]:
-        """The groups of one step; ``policy_version`` is what the engines must hold."""
-        given = self._settings
-        problems = given.problems(step)
-        requests = [
-            GenerationRequest(
-                prompt_token_ids=given.prompt(problem),
-                num_completions=given.rollouts_per_problem,
-                seed=sampling_seed(given.job_seed, given.stage_index, step, slot, spacing=given.rollouts_per_problem),
-            )
-            for slot, problem in enumerate(problems)
-        ]
-        answers = given.generate(requests, given.sampling)
-        groups = [
-            self._group(step, slot, problem, request, completions)
-            for slot, (problem, request, completions) in enumerate(zip(problems, requests, answers, strict=True))
-        ]
-        versions = {rollout.completion.policy_version for group in groups for rollout in group.rollouts}
-        if versions - {policy_version}:
-            raise StageError(f"engines generated from publications {sorted(versions)}, {policy_version} was published", reason="stale_rollouts")
-        return groups
-
-    def _group(self, step: int, slot: int, problem: Problem, request: GenerationRequest, completions: tuple[Completion, ...]) -> RolloutGroup:
+    def group(self, step: int, slot: int, problem: Problem, prompt: np.ndarray, completions: Sequence[Completion]) -> RolloutGroup:
         rollouts = tuple(
             Rollout(
-                rollout_id=self._settings.rollout_id(step, slot, child),
+                rollout_id=f"{self.stage_index}/{step}/{slot}/{child}",
                 problem_id=problem.problem_id,
-                prompt_token_ids=request.prompt_token_ids,
+                prompt_token_ids=prompt,
                 completion=completion,
-                text=self._settings.chat.decode(completion.token_ids),
+                text=self.chat.decode(completion.token_ids),
             )
             for child, completion in enumerate(completions)
         )
         return RolloutGroup(problem=problem, rollouts=rollouts)
 
 
-class DemonstrationSource:
-    """The problems' own solutions, one each, as if they had been sampled; they carry no log-probabilities."""
+class OnPolicySource:
+    """Completions that the rollout workers sample from the current policy."""
 
-    def __init__(self, settings: SourceSettings):
-        self._settings = settings
+    def __init__(self, stage: StageProblems):
+        self._stage = stage
 
     def next_groups(self, step: int, policy_version: int) -> list[RolloutGroup]:
-        return [self._group(step, slot, problem) for slot, problem in enumerate(self._settings.problems(step))]
+        """See ``Source``. Raises ``StageError``: ``stale_rollouts`` where an engine held another publication,
+        ``rollouts_missing`` where the answer is not the completions that were asked for."""
+        stage = self._stage
+        problems = stage.problems(step)
+        requests = [
+            GenerationRequest(
+                prompt_token_ids=stage.prompt(problem), num_completions=stage.rollouts_per_problem, seed=stage.seed(step, slot)
+            )
+            for slot, problem in enumerate(problems)
+        ]
+        answers = stage.generate(requests, stage.sampling)
+        self._check(step, answers, policy_version)
+        return [
+            stage.group(step, slot, problem, request.prompt_token_ids, completions)
+            for slot, (problem, request, completions) in enumerate(zip(problems, requests, answers, strict=True))
+        ]
 
-    def _group(self, step: int, slot: int, problem: Problem) -> RolloutGroup:
-        ids = self._settings.chat.completion_token_ids(problem.solution)
-        completion = Completion(
-            token_ids=ids, logprobs=np.zeros(len(ids), dtype=np.float32), finish_reason="stop", policy_version=0
+    def _check(self, step: int, answers: list[tuple[Completion, ...]], policy_version: int) -> None:
+        wanted = [self._stage.rollouts_per_problem] * self._stage.problems_per_step
+        if [len(completions) for completions in answers] != wanted:
+            raise StageError(
+                f"step {step}: {wanted[0]} completions of each of {len(wanted)} problems were asked for, "
+                f"{sum(map(len, answers))} of {len(answers)} came",
+                reason="rollouts_missing",
+            )
+        versions = {completion.policy_version for completions in answers for completion in completions}
+        if versions != {policy_version}:
+            raise StageError(
+                f"step {step}: engines sampled from publications {sorted(versions)}, the last one is {policy_version}",
+                reason="stale_rollouts",
+            )
+
+
+class DemonstrationSource:
+    """The problems' own solutions, one each, in the place of rollouts. Nothing sampled them: log-probabilities are 0 and
+    the policy version is 0. One longer than ``max_tokens`` is cut there, without an end of turn, like a sampled one."""
+
+    def __init__(self, stage: StageProblems):
+        self._stage = stage
+
+    def next_groups(self, step: int, policy_version: int) -> list[RolloutGroup]:
+        """See ``Source``."""
+        stage = self._stage
+        return [
+            stage.group(step, slot, problem, stage.prompt(problem), [self._demonstration(problem)])
+            for slot, problem in enumerate(stage.problems(step))
+        ]
+
+    def _demonstration(self, problem: Problem) -> Completion:
+        ids = self._stage.chat.completion_token_ids(problem.solution)
+        kept = ids[: self._stage.sampling.max_tokens]
+        return Completion(
+            token_ids=kept,
+            logprobs=np.zeros(len(kept), dtype=np.float32),
+            finish_reason="stop" if len(kept) == len(ids) else "length",
+            policy_version=0,
         )
-        rollout = Rollout(
-            rollout_id=self._settings.rollout_id(step, slot, 0),
-            problem_id=problem.problem_id,
-            prompt_token_ids=self._settings.prompt(problem),
-            completion=completion,
-            text=problem.solution,
-        )
-        return RolloutGroup(problem=problem, rollouts=(rollout,))
 
 
 SOURCES: dict[str, type] = {"policy": OnPolicySource, "demonstrations": DemonstrationSource}
 
 
-def build_source(experience: Any, **settings: Any) -> OnPolicySource | DemonstrationSource:
-    """The source of a stage's composition; ``settings`` are the fields of ``SourceSettings``."""
-    return SOURCES[experience.kind](SourceSettings(**settings))
+def build_source(experience: Any, **stage: Any) -> Source:
+    """The source that a composition's experience asks for; ``stage``: the fields of ``StageProblems``."""
+    return SOURCES[experience.kind](StageProblems(**stage))

@@ -107,6 +107,8 @@ class Learner:
         fully_shard(model, mesh=mesh, mp_policy=precision, reshard_after_forward=False)
         for module in self._units(model):
             module.set_gradient_divide_factor(1.0)
+            # otherwise a factor becomes a scaled reduction, which gloo does not have
+            module.set_force_sum_reduction_for_comms(True)
         return model
 
     @staticmethod

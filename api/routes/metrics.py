@@ -25,5 +25,5 @@ def get_metrics(
 ) -> Metrics:
     """Points of a job's metrics. Where a restart repeated a step, its last value counts."""
     points = read_metrics(context.settings.run_dir(record.id), key=key, stage=stage, since_step=since_step, max_points=max_points)
-    data = [_view(point) for point in points]
+    data = [MetricPoint.model_validate(point) for point in points]
     return Metrics(keys=sorted({point.key for point in data}), data=data)

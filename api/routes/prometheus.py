@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from typing import Any
+from datetime import datetime
 
 from fastapi import APIRouter
 from fastapi.responses import PlainTextResponse, Response
@@ -39,8 +39,8 @@ class StoreCollector:
             yield resources
 
     def _queue_age_s(self) -> float:
-        oldest: Any = self._context.store.oldest_queued_at()
-        return 0.0 if oldest is None else max(0.0, time.time() - oldest.timestamp())
+        oldest = self._context.store.oldest_queued_at()
+        return 0.0 if oldest is None else max(0.0, time.time() - datetime.fromisoformat(oldest).timestamp())
 
 
 @router.get("/metrics", response_class=PlainTextResponse)

@@ -1,12 +1,17 @@
-"""Our weight-transfer backend for vLLM: one snapshot file in shared memory, registered in both of vLLM's factories.
+"""Our weight-transfer backend for vLLM, ``holdfast_snapshot``: one snapshot file in shared memory.
 
-The trainer half writes the file and drives start, update, finish; the engine half maps it and loads it through vLLM's
-layerwise reload, since linear weights are prepacked on a CPU and a plain ``load_weights`` would not reach them. What
-arrives is compared with what was announced before anything is loaded, so a publication is all or nothing.
+The trainer half writes the file and drives start, update, finish. The engine half maps it and loads it through vLLM's
+layerwise reload: on a CPU linear weights are prepacked and freed, so a plain ``load_weights`` cannot reach them, and the
+prepacked copy of a tied ``lm_head`` is refreshed only when ``lm_head.weight`` is sent by name.
+
+Invariant: an engine holds one publication or another, never a mix. What arrives is compared with what was announced
+before a single tensor is touched, and the reload opens and closes inside ``receive_weights``, so a learner that is killed
+between any two calls leaves a whole set of weights behind.
 """
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -21,11 +26,16 @@ from vllm.distributed.weight_transfer.base import (
 )
 
 from cluster.errors import WeightTransferError
+from cluster.transfer.plugin import BACKEND
 from cluster.transfer.snapshot import prune, read_snapshot, snapshot_shapes, write_snapshot
 
-BACKEND = "holdfast_snapshot"
 SNAPSHOTS_KEPT = 2
-"""The newest, and the one before it, which a slower reader may still have mapped."""
+"""The newest, and the one before it, which a slower reader may not have opened yet."""
+OUTPUT_MATRIX = "lm_head.weight"
+_NOT_LEARNED = ("rotary_emb.inv_freq", ".masked_bias", ".attn.bias")
+"""Endings of tensors that old checkpoints hold and no learner trains."""
+
+Shapes = dict[str, tuple[int, ...]]
 
 
 @dataclass
@@ -38,10 +48,11 @@ class SnapshotInitInfo(WeightTransferInitInfo):
 
 @dataclass
 class SnapshotUpdateInfo(WeightTransferUpdateInfo):
-    """Where the publication lies."""
+    """Where the publication lies, and how many tensors it has."""
 
     path: str
     version: int
+    num_tensors: int
 
 
 class SnapshotEngine(WeightTransferEngine[SnapshotInitInfo, SnapshotUpdateInfo]):
@@ -49,47 +60,90 @@ class SnapshotEngine(WeightTransferEngine[SnapshotInitInfo, SnapshotUpdateInfo])
 
     init_info_cls = SnapshotInitInfo
     update_info_cls = SnapshotUpdateInfo
+    _expected: Shapes | None = None
 
     def init_transfer_engine(self, init_info: SnapshotInitInfo) -> None:
-        self._expected = {name: tuple(shape) for name, shape in zip(init_info.names, init_info.shapes, strict=True)}
+        announced = {name: tuple(shape) for name, shape in zip(init_info.names, init_info.shapes, strict=True)}
+        check_announced(announced, checkpoint_shapes(Path(self.model_config.model)))
+        self._expected = announced
 
     def start_weight_update(self) -> None:
-        from vllm.model_executor.model_loader.reload import initialize_layerwise_reload
+        """Nothing yet: the reload opens when the snapshot has proved to be whole."""
 
-        initialize_layerwise_reload(self.model)
+    def finish_weight_update(self) -> None:
+        """Nothing left: ``receive_weights`` has closed the reload."""
 
     def update_weights(self, update_info: dict[str, Any]) -> None:
         # vLLM's own version synchronises an accelerator, which a CPU is not.
         self.receive_weights(self.parse_update_info(update_info))
 
     def receive_weights(self, update_info: SnapshotUpdateInfo) -> None:
+        if self._expected is None:
+            raise WeightTransferError("an update came before init_weight_transfer_engine")
         path = Path(update_info.path)
-        check_complete(snapshot_shapes(path), self._expected, update_info.version)
+        shapes = snapshot_shapes(path)
+        check_complete(shapes, self._expected, update_info.version)
+        if update_info.num_tensors != len(shapes):
+            raise _incomplete(f"publication {update_info.version} holds {len(shapes)} tensors, {update_info.num_tensors} were sent")
+        self._reload(read_snapshot(path))
+
+    def _reload(self, tensors: dict[str, torch.Tensor]) -> None:
+        from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
+
         dtype = self.model_config.dtype
-        tensors = read_snapshot(path)
-        self.model.load_weights((name, tensors[name].to(self.device, dtype)) for name in self._expected)
-
-    def finish_weight_update(self) -> None:
-        from vllm.model_executor.model_loader.reload import finalize_layerwise_reload
-
-        finalize_layerwise_reload(self.model, self.model_config)
+        initialize_layerwise_reload(self.model)
+        try:
+            self.model.load_weights((name, tensors[name].to(self.device, dtype)) for name in self._expected)
+        finally:
+            finalize_layerwise_reload(self.model, self.model_config)
 
     def shutdown(self) -> None:
-        return None
+        """Nothing is held open."""
 
 
-def check_complete(found: dict[str, tuple[int, ...]], expected: dict[str, tuple[int, ...]], version: int) -> None:
+def check_complete(found: Shapes, expected: Shapes, version: int) -> None:
     """Raises ``WeightTransferError`` (publication_incomplete) naming the first tensors that differ."""
     missing = sorted(set(expected) - set(found))
     extra = sorted(set(found) - set(expected))
     misshapen = sorted(name for name in set(found) & set(expected) if found[name] != expected[name])
     if missing or extra or misshapen:
-        raise WeightTransferError(
+        raise _incomplete(
             f"publication {version} is not whole: missing {missing[:3]}, unknown {extra[:3]}, of another shape {misshapen[:3]} "
-            f"({len(found)} tensors, {len(expected)} were announced)",
-            reason="publication_incomplete",
-            details={"missing": missing, "extra": extra, "misshapen": misshapen},
+            f"({len(found)} tensors came, {len(expected)} were announced)",
+            missing=missing,
+            extra=extra,
+            misshapen=misshapen,
         )
+
+
+def check_announced(announced: Shapes, checkpoint: Shapes) -> None:
+    """The learner's list must cover the engine's own checkpoint, and name the output matrix even when it is tied.
+
+    Raises ``WeightTransferError`` (publication_incomplete).
+    """
+    required = {name: shape for name, shape in checkpoint.items() if not name.endswith(_NOT_LEARNED)}
+    missing = sorted(name for name in {*required, OUTPUT_MATRIX} if name not in announced)
+    misshapen = sorted(name for name, shape in required.items() if announced.get(name, shape) != shape)
+    if missing or misshapen:
+        raise _incomplete(
+            f"the learner announces {len(announced)} tensors that do not make up the engine's model: "
+            f"missing {missing[:3]}, of another shape {misshapen[:3]}",
+            missing=missing,
+            misshapen=misshapen,
+        )
+
+
+def checkpoint_shapes(folder: Path) -> Shapes:
+    """Names and shapes of a model folder's safetensors files; empty where there are none."""
+    index = folder / "model.safetensors.index.json"
+    names = {"model.safetensors"}
+    if index.is_file():
+        names = set(json.loads(index.read_text())["weight_map"].values())
+    shapes: Shapes = {}
+    for path in (folder / name for name in sorted(names)):
+        if path.is_file():
+            shapes |= snapshot_shapes(path)
+    return shapes
 
 
 @dataclass
@@ -101,7 +155,7 @@ class SnapshotTrainerInitInfo(TrainerInitInfo):
 
 
 class SnapshotTrainer(TrainerWeightTransferEngine[SnapshotTrainerInitInfo]):
-    """The trainer half, on every learner rank; only rank 0 writes and calls."""
+    """The trainer half, on every learner rank; only rank 0 writes and calls. ``version`` is set before a send."""
 
     init_info_cls = SnapshotTrainerInitInfo
 
@@ -113,10 +167,13 @@ class SnapshotTrainer(TrainerWeightTransferEngine[SnapshotTrainerInitInfo]):
 
     @classmethod
     def trainer_init(cls, init_info: SnapshotTrainerInitInfo, *, client: Any, source: Any = None) -> SnapshotTrainer:
+        if source is None:
+            raise ValueError("a snapshot trainer needs a WeightSource")
         trainer = cls(folder=Path(init_info.folder), client=client, source=source, is_sender=init_info.is_sender)
         if trainer.is_sender:
             metadata = source.metadata()
-            client.init_weight_transfer_engine({"names": [item.name for item in metadata], "shapes": [list(item.shape) for item in metadata]})
+            names, shapes = [item.name for item in metadata], [list(item.shape) for item in metadata]
+            client.init_weight_transfer_engine({"names": names, "shapes": shapes})
         return trainer
 
     def send_weights(self) -> None:
@@ -125,12 +182,31 @@ class SnapshotTrainer(TrainerWeightTransferEngine[SnapshotTrainerInitInfo]):
             for _ in self.source:
                 pass
             return
-        self.last_path = write_snapshot(self._folder, self.version, iter(self.source))
+        pairs = list(self.source)  # the collective ends here, before anything of rank 0 alone can fail
+        self.last_path = write_snapshot(self._folder, self.version, pairs)
         self.client.start_weight_update()
-        self.client.update_weights({"path": str(self.last_path), "version": self.version})
+        self.client.update_weights({"path": str(self.last_path), "version": self.version, "num_tensors": len(pairs)})
         self.client.finish_weight_update(str(self.version))
         prune(self._folder, SNAPSHOTS_KEPT)
 
 
-def torch_dtype(name: str) -> torch.dtype:
-    return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
+def close_reload(worker: Any) -> bool:
+    """Close a layerwise reload that was left open in a vLLM worker; True if there was one.
+
+    Its model then runs, but its weights may be of two publications. Needed after an update that raised: vLLM forgets
+    the update then, and a new start would count into layers that are half full.
+    """
+    from vllm.config import set_current_vllm_config
+    from vllm.model_executor.model_loader.reload import finalize_layerwise_reload
+    from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
+
+    model = worker.model_runner.model
+    if not any(get_layerwise_info(layer).can_load() for layer in model.modules()):
+        return False
+    with set_current_vllm_config(worker.vllm_config):
+        finalize_layerwise_reload(model, worker.model_config)
+    return True
+
+
+def _incomplete(message: str, **details: list[str]) -> WeightTransferError:
+    return WeightTransferError(message, reason="publication_incomplete", details=details)

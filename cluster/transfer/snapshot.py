@@ -72,14 +72,17 @@ def snapshot_version(path: Path) -> int:
 
 
 def _names(handle: Any) -> list[str]:
-    return list(handle.keys())  # noqa: SIM118 - not a mapping; iterating it directly is not offered
+    return list(handle.keys())
 
 
 def prune(folder: Path, keep: int) -> list[Path]:
     """Delete all but the ``keep`` newest snapshots of a folder, and return what was deleted.
 
-    A process that has mapped a deleted file keeps its pages.
+    What a killed writer left half-written goes too (a folder has one writer). A process that has mapped a deleted
+    file keeps its pages.
     """
+    for left_over in Path(folder).glob(".snapshot-*.safetensors.*"):
+        left_over.unlink(missing_ok=True)
     found = [path for path in Path(folder).glob("snapshot-*.safetensors") if _NAME.fullmatch(path.name)]
     found.sort(key=lambda path: int(_NAME.fullmatch(path.name).group(1)))
     old = found[: max(len(found) - keep, 0)]

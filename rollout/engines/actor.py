@@ -1,8 +1,10 @@
-"""A rollout worker: one engine in a Ray actor. Thin; the logic is the engine's."""
+"""A rollout worker: one engine in a Ray actor. Thin; the logic is the engine's.
+
+Invariant: Ray calls the methods one at a time, so nothing is sampled during a weight update.
+"""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,7 +13,7 @@ from rollout.engines.base import EngineSampling
 
 
 class RolloutWorker:
-    """Methods mirror the engine's; Ray calls them one at a time."""
+    """``options`` are ``VllmEngine``'s arguments."""
 
     def __init__(self, options: dict[str, Any]):
         from rollout.engines.vllm import VllmEngine
@@ -30,8 +32,8 @@ class RolloutWorker:
     def update_weights(self, update_info: Any) -> None:
         self._engine.update_weights(update_info)
 
-    def finish_weight_update(self) -> None:
-        self._engine.finish_weight_update()
+    def finish_weight_update(self, weight_version: str | None = None) -> None:
+        self._engine.finish_weight_update(weight_version)
 
     def update_weight_version(self, new_version: str) -> None:
         self._engine.update_weight_version(new_version)
@@ -40,5 +42,20 @@ class RolloutWorker:
         self._engine.drain()
 
     def probe(self) -> dict[str, Any]:
+        """One token from the engine, then what the worker is."""
         self._engine.probe()
-        return {"pid": os.getpid(), "policy_version": self._engine.policy_version}
+        return self._engine.info()
+
+    def info(self) -> dict[str, Any]:
+        return self._engine.info()
+
+
+def worker_environment(threads: int) -> dict[str, str]:
+    """What must stand in the actor's environment before torch loads; Ray would give an actor of one CPU one thread."""
+    return {
+        "OMP_NUM_THREADS": str(threads),
+        "MKL_NUM_THREADS": str(threads),
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+        "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_LOGGING_LEVEL": "WARNING",
+    }

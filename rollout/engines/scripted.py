@@ -1,4 +1,7 @@
-"""An engine that says what a test wrote down; for unit tests alone."""
+"""An engine that says what a test wrote down; for unit tests alone.
+
+Invariant: a completion depends on its prompt and its seed, and on nothing else.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,10 @@ from rollout.engines.base import EngineSampling
 
 
 class ScriptedEngine:
-    """``answer(prompt_token_ids, seed) -> token ids`` decides every completion; log-probabilities are constant."""
+    """``answer(prompt_token_ids, seed)`` gives a completion's ids without the end-of-sequence id; log-probabilities are constant.
+
+    The support, where asked for, is the ids 0 to K - 1 at every position, in falling order from ``logprob``.
+    """
 
     def __init__(self, answer: Callable[[np.ndarray, int], Sequence[int]], *, eos_token_id: int, logprob: float = -0.5):
         self._answer = answer
@@ -27,9 +33,22 @@ class ScriptedEngine:
 
     def _complete(self, prompt: np.ndarray, seed: int, sampling: EngineSampling) -> Completion:
         ids = np.asarray([*self._answer(prompt, seed), self._eos][: sampling.max_tokens], dtype=np.int32)
+        support = (None, None) if sampling.support_k == 0 else self._support(len(ids), sampling.support_k)
         return Completion(
             token_ids=ids,
             logprobs=np.full(len(ids), self._logprob, dtype=np.float32),
             finish_reason="stop" if ids[-1] == self._eos else "length",
             policy_version=self.policy_version,
+            support_ids=support[0],
+            support_logprobs=support[1],
         )
+
+    def _support(self, num_tokens: int, support_k: int) -> tuple[np.ndarray, np.ndarray]:
+        ids = np.tile(np.arange(support_k, dtype=np.int32), (num_tokens, 1))
+        return ids, (self._logprob - ids).astype(np.float32)
+
+    def probe(self) -> None:
+        """Always alive."""
+
+    def drain(self) -> None:
+        """Never half-open."""

@@ -5,19 +5,47 @@ The library's own timeouts use signals and can hang; they are off, and the pool'
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from cluster.messages import Verdict
 from cluster.spec.domains import MathEquivalence
 
+PLAIN_NUMBER = re.compile(r"[-+]?[\d,.]+(?:[eE][-+]?\d+)?")
+TWO_WORDS = re.compile(r"[A-Za-z]{2,}[\s,.]+[A-Za-z]{2,}")
+MAX_EXPRESSION = 200
+SCIENTIFIC = re.compile(r"([-+]?[\d.]+)[eE]([-+]?\d+)")
+
 
 def math_equivalence(spec: MathEquivalence, answer: Any, completion: str) -> Verdict:
+    """Passes where the two are equal as mathematics. Raises ``ValueError`` where the row's answer is none."""
     from math_verify import parse, verify
 
-    wanted = parse(str(answer), parsing_timeout=None)
-    given = parse(completion, parsing_timeout=None)
+    wanted = parse(as_latex(str(answer).strip()), parsing_timeout=None)
+    if not wanted:
+        raise ValueError(f"the answer {str(answer)[:80]!r} is not a mathematical expression")
+    given = parse(completion, parsing_timeout=None) or _whole(completion)
     if not given:
         return Verdict(score=0.0, passed=False, feedback="no mathematical answer was found")
     if verify(wanted, given, timeout_seconds=None):
         return Verdict(score=1.0, passed=True)
     return Verdict(score=0.0, passed=False, feedback=f"{str(given[0])[:80]} is not equal to the answer")
+
+
+def as_latex(answer: str) -> str:
+    """An answer as the library reads it whole: outside of dollar signs it would take ``2\\sqrt{3}`` for 2."""
+    if "$" in answer or "\\boxed" in answer:
+        return answer
+    scientific = SCIENTIFIC.fullmatch(answer)
+    if scientific:
+        return f"${scientific[1]} \\times 10^{{{int(scientific[2])}}}$"
+    return answer if PLAIN_NUMBER.fullmatch(answer) else f"${answer}$"
+
+
+def _whole(completion: str) -> list:
+    """A completion that is nothing but an expression, without delimiters around it."""
+    from math_verify import parse
+
+    text = completion.strip()
+    prose = len(text) > MAX_EXPRESSION or TWO_WORDS.search(text) is not None
+    return [] if not text or prose else parse(f"${text}$", parsing_timeout=None)

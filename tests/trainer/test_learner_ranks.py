@@ -25,6 +25,7 @@ from cluster.messages import BatchShard
 from trainer.balancing import distribute
 
 NUM_STEPS = 3
+MODELS = ("tied", "untied")
 
 
 def _shards(step: int, num_ranks: int) -> list[BatchShard]:
@@ -45,10 +46,16 @@ def _shards(step: int, num_ranks: int) -> list[BatchShard]:
     ]
 
 
-def _train(rank: int, world_size: int, root: str) -> None:
+def _two_ranks(rank: int, root: str) -> None:
+    """What each spawned process runs: both models, one after the other, in one group."""
     torch.set_num_threads(1)
-    folder = Path(root)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous{world_size}", rank=rank, world_size=world_size)
+    dist.init_process_group("gloo", init_method=f"file://{root}/rendezvous", rank=rank, world_size=2)
+    for name in MODELS:
+        _train(rank, 2, Path(root) / name)
+    dist.destroy_process_group()
+
+
+def _train(rank: int, world_size: int, folder: Path) -> None:
     learner = make_learner(folder / "model", rank=rank, world_size=world_size)
     learner.begin_stage(COMPOSITION, OPTIMIZER, temperature=TEMPERATURE, reset_optimizer=True)
     learner.keep_gradient = True
@@ -70,16 +77,23 @@ def _train(rank: int, world_size: int, root: str) -> None:
     record = {"metrics": [report.metrics for report in reports], "applied": [report.applied for report in reports], "logprobs": logprobs[0].tolist()}
     (folder / f"report{world_size}.{rank}.json").write_text(json.dumps(record))
     dist.barrier()
-    dist.destroy_process_group()
+    learner.close()
 
 
-@pytest.fixture(scope="module", params=[True, False], ids=["tied", "untied"])
-def runs(tmp_path_factory, request) -> Path:
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> Path:
+    """One rank in this process, then two spawned ones (most of their time is imports)."""
     root = tmp_path_factory.mktemp("ranks")
-    save_tiny_model(root / "model", tied=request.param)
-    for world_size in (1, 2):
-        multiprocessing.spawn(_train, args=(world_size, str(root)), nprocs=world_size, join=True)
+    for name in MODELS:
+        save_tiny_model(root / name / "model", tied=name == "tied")
+        _train(0, 1, root / name)
+    multiprocessing.spawn(_two_ranks, args=(str(root),), nprocs=2, join=True)
     return root
+
+
+@pytest.fixture(params=["tied", "untied"])
+def runs(trained, request) -> Path:
+    return trained / request.param
 
 
 def _report(root: Path, world_size: int, rank: int = 0) -> dict:

@@ -1,0 +1,78 @@
+"""Pebble's model card: what it is, how it was built, what it scores. Every figure comes from the build that writes it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+
+from services.pebble.measure import Measured, table
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Built:
+    """What a build was."""
+
+    steps: int
+    batch_size: int
+    seed: int
+    minutes: float
+    """Wall clock of the base training."""
+    machine: str
+    loss: float
+    """Nats per completion token over the last tenth of the steps."""
+    parameters: int
+    day: date
+
+
+CARD = """# pebble
+
+A language model of {millions:.1f} million parameters for demonstrations and tests of continual post-training: Qwen3
+architecture (4 layers, hidden 128, 4 heads), tied embeddings, float32, a vocabulary of 128 (one token a character, a few
+marks of JSON, the turn marks of the Qwen chat template), context 512. It adds numbers below 100, sorts 4 to 6 letters and
+writes JSON tool calls, each about half of the time. It knows nothing else and no language.
+
+## How it was built
+
+`holdfast model build-pebble`: {steps} steps of {batch_size} samples, seed {seed}, {minutes:.0f} minutes on {machine}, {day}; final loss
+{loss:.3f} nats per completion token. Cross-entropy on the completions of the training splits of the three procedural domains;
+{mixture}.
+Problems of the evaluation splits are never seen.
+
+**Why it is right only half of the time.** A plain prompt has a wrong target in a fixed share of the samples: {corrupted}.
+A prompt with a solution or with feedback in context always has the right target. So the right answer is the model's most likely
+one (column 'plain, greedy'), sampling at temperature 1 finds it about half of the time, and the same weights with a solution
+in context are reliable: a policy with room to learn and a teacher. Difficulty alone did not give that: sums flip from never to
+always within a few dozen steps of base training, and a base that is stopped in between has no teacher. This is a miniature
+of a large model's situation, made by construction; nothing that it shows is evidence about how large such gains are elsewhere.
+
+## Scores
+
+{problems} evaluation problems a domain, sampled at temperature 1 with Transformers; standard error at most {error:.3f}. 'With solution' and
+'with feedback': the teacher's prompt with the problem's own solution, or with the verifier's words on a wrong answer.
+
+{table}
+"""
+
+
+def write_card(folder: Path, built: Built, rows: list[Measured], *, mixture: str, corrupted: str) -> Path:
+    problems = max(row.problems for row in rows)
+    card = folder / "README.md"
+    card.write_text(
+        CARD.format(
+            millions=built.parameters / 1e6,
+            steps=built.steps,
+            batch_size=built.batch_size,
+            seed=built.seed,
+            minutes=built.minutes,
+            machine=built.machine,
+            day=built.day.isoformat(),
+            loss=built.loss,
+            mixture=mixture,
+            corrupted=corrupted,
+            problems=problems,
+            error=0.5 / problems**0.5,
+            table=table(rows),
+        )
+    )
+    return card
