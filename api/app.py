@@ -10,7 +10,6 @@ from typing import Any
 
 from fastapi import FastAPI
 from fastapi.middleware import Middleware
-from services.jobs.store import JobStore
 
 from api.context import Context
 from api.intake import KeyCheck, LimitBody, RequireKey
@@ -19,6 +18,7 @@ from api.openapi import add_openapi, operation_id
 from api.problems import add_problem_handlers
 from api.routes import ROUTERS
 from cluster.settings import Settings
+from services.jobs.store import JobStore
 
 
 def create_app(settings: Settings, *, store: Any | None = None, poll_s: float = 0.5) -> FastAPI:

@@ -15,7 +15,7 @@ import yaml
 from api.problems import ProblemError
 
 MAX_DEPTH = 64
-MAX_VALUES = 100_000
+MAX_VALUES = 20_000
 YAML_TYPES = ("application/yaml", "application/x-yaml", "text/yaml", "text/x-yaml")
 
 
@@ -101,8 +101,10 @@ def _check_yaml_events(text: str) -> None:
             depth += 1
         elif isinstance(event, yaml.CollectionEndEvent):
             depth -= 1
-        if depth > MAX_DEPTH or count > 2 * MAX_VALUES:
+        if depth > MAX_DEPTH:
             raise RecursionError
+        if count > 4 * MAX_VALUES:
+            raise ValueError(f"it holds more than {MAX_VALUES} values")
 
 
 def check_tree(document: Any) -> None:

@@ -103,11 +103,11 @@ class LimitBody:
         await self._app(scope, _replay(body, receive), send)
 
 
-class _TooLarge(Exception):  # noqa: N818 (a signal inside this file)
+class _TooLarge(Exception):
     pass
 
 
-class _Gone(Exception):  # noqa: N818
+class _Gone(Exception):
     pass
 
 

@@ -13,13 +13,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from cluster.errors import SpecError
+from cluster.spec.job import JobSpec
 from services.jobs.admission import check_environment
 from services.jobs.faults import parse_job
 
-from cluster.errors import SpecError
-from cluster.spec.job import JobSpec
-
 MAX_ROUNDS = 12
+MAX_FAULTS = 200
+"""Beyond this the rest is not listed: it is not a job file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,25 +33,25 @@ class Submission:
     request_hash: str
 
 
-def check_submission(payload: Any, *, base_dir: Path, cluster: dict[str, float]) -> Submission:
+def check_submission(payload: Any, *, base_dir: Path, cluster: dict[str, float] | None) -> Submission:
     """Parse and check against the environment. Raises ``SpecError`` whose details hold all faults found."""
-    faults: list[dict[str, str]] = []
-    salvage = _Salvage(payload)
+    salvage = _Salvage(copy.deepcopy(payload))
+    faults = salvage.rename_duplicates()
     spec = None
     for _ in range(MAX_ROUNDS):
         try:
             spec = parse_job(salvage.document)
             break
         except SpecError as error:
-            found = error.details.get("faults", [])
-            faults += [salvage.original(fault) for fault in found if not salvage.made(fault)]
-            if not salvage.cut(found):
+            found = error.details["faults"][:MAX_FAULTS]
+            faults += [fault for fault in found if not salvage.made(fault)]
+            if len(faults) >= MAX_FAULTS or not salvage.cut(found):
                 break
     resolved: dict[str, Any] = {}
     if spec is not None:
         environment, resolved = check_environment(spec, base_dir=base_dir, cluster=cluster)
-        faults += [salvage.original(fault) for fault in environment]
-    faults = _unique(faults)
+        faults += [dict(fault) for fault in environment if not salvage.made(fault)]
+    faults = _unique(faults)[:MAX_FAULTS]
     if faults or spec is None:
         count = len(faults)
         raise SpecError(f"the job file has {count} fault{'s' if count != 1 else ''}", details={"faults": faults})
@@ -71,53 +72,60 @@ def _unique(faults: list[dict[str, str]]) -> list[dict[str, str]]:
     return list(seen.values())
 
 
+PLACEHOLDER_STAGE = {"domain": {"kind": "arithmetic"}, "method": {"recipe": "sft"}}
+PLACEHOLDERS: dict[str, Any] = {"name": "placeholder", "model": {"path": "/"}, "stages": [{"name": "placeholder", **PLACEHOLDER_STAGE}]}
+"""What stands in for the required parts of a job file while the rest is looked at."""
+
+
 @dataclass(slots=True)
 class _Salvage:
-    """A copy of a job file that shrinks; pointers into it translate back to the file as it was sent."""
+    """A copy of a job file in which faulty parts make way, so that what stands behind them is looked at too.
+
+    Places keep their numbers, so every pointer into the copy is one into the file as it was sent.
+    """
 
     document: Any
-    _stages: list[int] = field(default_factory=list)
-    _cuts: list[str] = field(default_factory=list)
-    """Pointers, as the user counts, of what was cut out."""
+    _deleted: list[str] = field(default_factory=list)
+    _replaced: list[str] = field(default_factory=list)
 
-    def __post_init__(self) -> None:
-        self.document = copy.deepcopy(self.document)
+    def rename_duplicates(self) -> list[dict[str, str]]:
+        """The faults of stages that have an earlier one's name; in the copy each gets a name of its own."""
+        faults, first = [], {}
         stages = self.document.get("stages") if isinstance(self.document, dict) else None
-        self._stages = list(range(len(stages))) if isinstance(stages, list) else []
+        for index, stage in enumerate(stages if isinstance(stages, list) else []):
+            name = stage.get("name") if isinstance(stage, dict) else None
+            if not isinstance(name, str):
+                continue
+            if name in first:
+                detail = f"duplicate stage name {name[:80]!r}: /stages/{first[name]} has it already; every stage needs its own"
+                faults.append({"pointer": f"/stages/{index}/name", "detail": detail, "code": "duplicate"})
+                stage["name"] = f"placeholder-{index}"
+            first.setdefault(name, index)
+        return faults
 
-    def original(self, fault: dict[str, str]) -> dict[str, str]:
-        """The fault with its stage's number as the user counts it."""
-        parts = fault["pointer"].split("/")
-        if len(parts) > 2 and parts[1] == "stages" and parts[2].isdigit() and int(parts[2]) < len(self._stages):
-            parts[2] = str(self._stages[int(parts[2])])
-        return {**fault, "pointer": "/".join(parts)}
-
-    def made(self, fault: dict[str, str]) -> bool:
-        """Whether the fault lies at or above a cut, so that the cut may have made it: that one is not the user's."""
-        at = self.original(fault)["pointer"]
-        return at != "" and any(cut == at or cut.startswith(at + "/") for cut in self._cuts)
+    def made(self, fault: Any) -> bool:
+        """Whether the fault comes from the copy's changes: that one is not the user's."""
+        at = fault["pointer"]
+        if any(at == place or at.startswith(place + "/") for place in self._replaced):
+            return True
+        return any(at == place or (place.startswith(at + "/") and place.rpartition("/")[2] in fault["detail"]) for place in self._deleted)
 
     def cut(self, faults: list[dict[str, str]]) -> bool:
-        """Remove what the faults point at; False where nothing could be removed, so that the search ends."""
-        changed = False
-        drop: set[int] = set()
-        for fault in faults:
-            parts = [part.replace("~1", "/").replace("~0", "~") for part in fault["pointer"].split("/")[1:]]
-            if fault["code"] != "missing" and self._delete(parts):
-                self._cuts.append(self.original(fault)["pointer"])
-                changed = True
-            elif len(parts) >= 2 and parts[0] == "stages" and parts[1].isdigit():
-                drop.add(int(parts[1]))
-        for index in sorted(drop, reverse=True):
-            if index < len(self._stages) and len(self._stages) > 1:
-                del self.document["stages"][index], self._stages[index]
-                changed = True
-        return changed
+        """Take out what the faults point at; False where nothing could be, so that the search ends."""
+        changes = [self._make_way(fault) for fault in faults] if isinstance(self.document, dict) else []
+        return any(changes)
+
+    def _make_way(self, fault: dict[str, str]) -> bool:
+        parts = [part.replace("~1", "/").replace("~0", "~") for part in fault["pointer"].split("/")[1:]]
+        if not parts:
+            return False
+        required = len(parts) == 1 and parts[0] in PLACEHOLDERS
+        if fault["code"] != "missing" and not required and self._delete(parts):
+            self._deleted.append(fault["pointer"])
+            return True
+        return self._replace(parts)
 
     def _delete(self, parts: list[str]) -> bool:
-        """Delete one key of an object; list items stay, so that numbers keep their meaning."""
-        if not parts or parts in (["stages"], ["model"], ["name"]):
-            return False
         holder = self.document
         for part in parts[:-1]:
             holder = _step(holder, part)
@@ -125,6 +133,22 @@ class _Salvage:
             del holder[parts[-1]]
             return True
         return False
+
+    def _replace(self, parts: list[str]) -> bool:
+        """Put a placeholder for the stage, or for the section, that the fault lies in."""
+        stages = self.document.get("stages")
+        in_stage = parts[0] == "stages" and len(parts) > 1 and parts[1].isdigit() and isinstance(stages, list)
+        place = "/".join(["", *parts[: 2 if in_stage else 1]])
+        if place in self._replaced:
+            return False
+        if in_stage and int(parts[1]) < len(stages):
+            stages[int(parts[1])] = {"name": f"placeholder-{parts[1]}", **PLACEHOLDER_STAGE}
+        elif parts[0] in PLACEHOLDERS:
+            self.document[parts[0]] = copy.deepcopy(PLACEHOLDERS[parts[0]])
+        elif self.document.pop(parts[0], None) is None:
+            return False
+        self._replaced.append(place)
+        return True
 
 
 def _step(holder: Any, part: str) -> Any:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-
 from api import schemas
 from api.context import Context
 

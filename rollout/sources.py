@@ -32,8 +32,8 @@ class Source(Protocol):
 class Mixture:
     """Deals the problem slots of a stage to its domains: every slot goes to the domain that is furthest behind its share.
 
-    After any number of slots each domain has within one of its exact share times the number of domains, and the indices
-    of a domain are dealt without a gap. Scans forward from where it was last; a slot before that starts the scan anew.
+    No domain is ever a whole slot ahead of its exact share, and the indices of a domain are dealt without a gap.
+    Scans forward from where it was last; a slot before that starts the scan anew.
     """
 
     def __init__(self, weights: Sequence[float]):

@@ -19,9 +19,6 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import DTensor
 
 from cluster.messages import BatchShard, StepReport, TrainingSample
 from trainer import state_files
@@ -31,12 +28,11 @@ from trainer.modeling.loss_rows import collate
 from trainer.modeling.packed import PackedSequences, pack_sequences
 from trainer.modeling.policy_model import PolicyModel
 from trainer.modeling.scoring import score_rows
-from trainer.optimizer import MOMENTS, ShardedAdamW, local_shard, shard_like
+from trainer.optimizer import MOMENTS, ShardedAdamW
+from trainer.sharding import join_group, local_shard, pick_device, release_gathered, shard_like, shard_policy, whole
 from trainer.step_metrics import StepMetrics
 from trainer.terms import StageLoss, stage_loss
 
-RESHARD_AFTER_FORWARD_PARAMETERS = 2_000_000_000
-"""From this many parameters on, layers are freed between forward and backward: memory before speed."""
 CLIP_EPSILON = 1e-6
 NUM_DIGEST_PARAMETERS = 3
 TIED_HEAD = "lm_head.weight"
@@ -62,10 +58,12 @@ class Learner:
 
     def __init__(self, settings: LearnerSettings, *, rank: int = 0, world_size: int = 1):
         self.settings, self.rank, self.world_size = settings, rank, world_size
-        self._join_group()
-        self.device = self._pick_device()
+        self.device = pick_device(settings.device)
+        self._owns_group = join_group(rank, world_size, self.device)
         torch.manual_seed(settings.seed * 1_000_003 + rank)
-        self.model = self._shard(PolicyModel.load(settings.model_folder))
+        self.model = shard_policy(
+            PolicyModel.load(settings.model_folder), device=self.device, dtype=settings.dtype, world_size=world_size
+        )
         self._parameters = dict(self.model.model.named_parameters())
         self._is_tied = self.model.is_tied
         self._optimizer = ShardedAdamW(self._parameters)
@@ -75,51 +73,11 @@ class Learner:
         """Set on every rank alike: ``last_gradient`` then holds the full gradient of the last step, before the clip."""
         self.last_gradient: dict[str, Tensor] = {}
 
-    # -- set-up ------------------------------------------------------------------------------------------------------
-
-    def _join_group(self) -> None:
-        self._owns_group = not dist.is_initialized()
-        if self._owns_group:
-            if self.world_size != 1:
-                raise ValueError(f"a learner of world size {self.world_size} needs torch.distributed initialised first")
-            dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-        if (dist.get_rank(), dist.get_world_size()) != (self.rank, self.world_size):
-            found = f"rank {dist.get_rank()} of {dist.get_world_size()}"
-            raise ValueError(f"learner is rank {self.rank} of {self.world_size}, but torch.distributed is {found}")
-
-    def _pick_device(self) -> torch.device:
-        device = torch.device(self.settings.device)
-        if device.type == "cuda" and device.index is None:
-            device = torch.device("cuda", torch.cuda.current_device())
-        return device
-
-    def _shard(self, model: PolicyModel) -> PolicyModel:
-        """One FSDP2 unit per decoder layer, and the root (embedding, last norm, head) around them."""
-        model = model.to(self.device)
-        mesh = init_device_mesh(self.device.type, (self.world_size,))
-        precision = MixedPrecisionPolicy()
-        if self.settings.dtype == "bfloat16":
-            # inputs are not cast: the loss head's float32 rows must arrive as they are
-            precision = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False)
-        large = sum(parameter.numel() for parameter in model.parameters()) >= RESHARD_AFTER_FORWARD_PARAMETERS
-        for layer in model.layers:
-            fully_shard(layer, mesh=mesh, mp_policy=precision, reshard_after_forward=large)
-        fully_shard(model, mesh=mesh, mp_policy=precision, reshard_after_forward=False)
-        for module in self._units(model):
-            module.set_gradient_divide_factor(1.0)
-            # otherwise a factor becomes a scaled reduction, which gloo does not have
-            module.set_force_sum_reduction_for_comms(True)
-        return model
-
-    @staticmethod
-    def _units(model: PolicyModel) -> list[FSDPModule]:
-        return [module for module in model.modules() if isinstance(module, FSDPModule)]
-
     def close(self) -> None:
         """Leave the one-rank group that this learner made. Not collective."""
         if self._owns_group and dist.is_initialized():
             dist.destroy_process_group()
-            self._owns_group = False
+        self._owns_group = False
 
     # -- stages ------------------------------------------------------------------------------------------------------
 
@@ -215,7 +173,7 @@ class Learner:
             for name in self._digest_names():
                 metrics.add_sum(f"gradient/squared_of/{name}", squares[name])
             if self.keep_gradient:
-                self.last_gradient = {name: _whole(gradient).clone() for name, gradient in gradients.items()}
+                self.last_gradient = {name: whole(gradient).clone() for name, gradient in gradients.items()}
         return metrics.reduce()
 
     def _digest_names(self) -> tuple[str, ...]:
@@ -239,9 +197,7 @@ class Learner:
             packed = pack_sequences(part, device=self.device)
             scores = self.model(packed, _scorer(packed, temperature))
             results += [values.float().cpu().numpy() for values in packed.split_rows(scores.logprobs)]
-        # without a backward pass FSDP2 keeps the gathered weights, and the next forward would miss the next update
-        for module in self._units(self.model):
-            module.reshard()
+        release_gathered(self.model)
         return results
 
     # -- weights and state -------------------------------------------------------------------------------------------
@@ -252,7 +208,7 @@ class Learner:
         Every rank must iterate to the end. Tensors are the caller's: never views of the learner's storage.
         """
         for name, parameter in self._parameters.items():
-            full = _whole(parameter.detach()).clone() if self.world_size == 1 else _whole(parameter.detach())
+            full = whole(parameter.detach()).clone() if self.world_size == 1 else whole(parameter.detach())
             yield name, full
             if self._is_tied and parameter is self._embedding:
                 tied = full
@@ -317,7 +273,7 @@ class Learner:
         """Whole tensors on the lead's CPU, one gathered at a time; empty on the other ranks."""
         result = {}
         for name, tensor in tensors:
-            full = _whole(tensor.detach())
+            full = whole(tensor.detach())
             if self.rank == 0:
                 result[name] = full.cpu().contiguous()
         return result
@@ -335,10 +291,6 @@ class Learner:
             missing.discard(name)
         if missing:
             raise ValueError(f"{where}: {len(missing)} tensors are missing, the first is {min(missing)}")
-
-
-def _whole(tensor: Tensor) -> Tensor:
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def _scorer(packed: PackedSequences, temperature: float):

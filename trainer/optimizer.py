@@ -11,14 +11,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor
+
+from trainer.sharding import local_shard, shard_like
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
-
-
-def local_shard(tensor: Tensor) -> Tensor:
-    """This rank's part of a sharded tensor, sharing its storage."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 class ShardedAdamW:
@@ -89,11 +86,3 @@ class ShardedAdamW:
         for name, shard in self._shards.items():
             state = {moment: shard_like(moments[name, moment], self._parameters[name]).clone() for moment in MOMENTS}
             self._adam.state[shard] = {"step": torch.tensor(float(steps_taken), device=shard.device), **state}
-
-
-def shard_like(full: Tensor, parameter: Tensor) -> Tensor:
-    """This rank's shard of a full tensor (no communication: every rank has the whole)."""
-    full = full.to(device=parameter.device, dtype=parameter.dtype)
-    if not isinstance(parameter, DTensor):
-        return full
-    return distribute_tensor(full, parameter.device_mesh, parameter.placements, src_data_rank=None).to_local()

@@ -9,7 +9,7 @@ from services.tracking.log import read_metrics
 
 from api.context import FoundJob, InContext
 from api.responses import JOB_ROUTE
-from api.schemas import Metrics
+from api.schemas import MetricPoint, Metrics
 
 router = APIRouter(prefix="/v1/jobs/{job_id}", tags=["metrics"])
 

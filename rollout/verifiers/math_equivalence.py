@@ -24,7 +24,7 @@ def math_equivalence(spec: MathEquivalence, answer: Any, completion: str) -> Ver
     wanted = parse(as_latex(str(answer).strip()), parsing_timeout=None)
     if not wanted:
         raise ValueError(f"the answer {str(answer)[:80]!r} is not a mathematical expression")
-    given = parse(completion, parsing_timeout=None) or _whole(completion)
+    given = _whole(completion) or parse(completion, parsing_timeout=None)
     if not given:
         return Verdict(score=0.0, passed=False, feedback="no mathematical answer was found")
     if verify(wanted, given, timeout_seconds=None):
@@ -43,9 +43,9 @@ def as_latex(answer: str) -> str:
 
 
 def _whole(completion: str) -> list:
-    """A completion that is nothing but an expression, without delimiters around it."""
+    """A completion that is nothing but one expression, without delimiters: the library would take ``1+x^2`` for 1."""
     from math_verify import parse
 
     text = completion.strip()
-    prose = len(text) > MAX_EXPRESSION or TWO_WORDS.search(text) is not None
-    return [] if not text or prose else parse(f"${text}$", parsing_timeout=None)
+    more = len(text) > MAX_EXPRESSION or "\n" in text or "$" in text or "\\boxed" in text or TWO_WORDS.search(text)
+    return [] if not text or more else parse(as_latex(text), parsing_timeout=None)

@@ -65,16 +65,17 @@ class Fault:
 
 def parse_job(payload: object) -> JobSpec:
     """The job spec in a parsed file. Raises ``SpecError`` whose details hold every fault, as dicts."""
+    faults = _duplicate_names(payload)
     try:
         job = JobSpec.model_validate(payload)
     except ValidationError as error:
-        raise spec_error(_faults(error, JobSpec, payload, ())) from None
-    faults: list[Fault] = []
+        told = [fault for fault in _faults(error, JobSpec, payload) if not (faults and fault.detail.startswith("duplicate stage name"))]
+        raise spec_error([*told, *faults]) from None
     for index in range(len(job.stages)):
         try:
             resolve_stage(job, index)
         except ValidationError as error:  # the recipe's parameters are fine one by one and make no method together
-            details = [_detail(fault, None, None) for fault in error.errors(include_url=False)]
+            details = [_detail(fault, None, None, None) for fault in error.errors(include_url=False)]
             faults += [Fault(pointer(("stages", index, "method")), detail, "invalid_method") for detail in details]
     if faults:
         raise spec_error(faults)
@@ -104,47 +105,71 @@ def show(value: object) -> str:
     return text if len(text) <= MAX_SHOWN_CHARACTERS else text[: MAX_SHOWN_CHARACTERS - 4] + " ..."
 
 
-def _faults(error: ValidationError, model: type[BaseModel], payload: object, prefix: tuple[str | int, ...]) -> list[Fault]:
+def _duplicate_names(payload: object) -> list[Fault]:
+    """Stages with a name that an earlier one has; looked for here because pydantic does so only where all else is fine."""
+    stages = payload.get("stages") if isinstance(payload, dict) else None
+    first: dict[str, int] = {}
+    found = []
+    for index, stage in enumerate(stages if isinstance(stages, list | tuple) else ()):
+        name = stage.get("name") if isinstance(stage, dict) else None
+        if isinstance(name, str) and first.setdefault(name, index) != index:
+            detail = f"duplicate stage name {show(name)}, which stage {first[name]} has; every stage needs its own"
+            found.append(Fault(pointer(("stages", index, "name")), detail, "duplicate_name"))
+    return found
+
+
+def _faults(error: ValidationError, model: type[BaseModel], payload: object) -> list[Fault]:
     found: dict[tuple[str, str], Fault] = {}
     for item in error.errors(include_url=False):
-        parts, annotation = _locate(model, item["loc"])
+        parts, holder, target = _locate(model, item["loc"])
         if _beside_the_point(item, payload, parts):
             continue
         discriminator = item.get("ctx", {}).get("discriminator", "").strip("'")
         if item["type"] in ("union_tag_invalid", "union_tag_not_found") and discriminator:
             parts = (*parts, discriminator)
         code = "missing" if item["type"] == "union_tag_not_found" else item["type"]
-        fault = Fault(pointer((*prefix, *parts)), _detail(item, annotation, parts[-1] if parts else None), code)
+        fault = Fault(pointer(parts), _detail(item, holder, target, parts[-1] if parts else None), code)
         found.setdefault((fault.pointer, fault.detail), fault)
     return list(found.values())
 
 
 def _beside_the_point(item: dict, payload: object, parts: tuple) -> bool:
-    """Of a union of a word and a list, only the branch that the file tried to take is of interest."""
+    """What says nothing new: a list that is empty only because its items have faults, the branch of a union not taken."""
+    if item["type"] == "too_short" and item["input"]:
+        return True
     label = str(item["loc"][-1]) if item["loc"] else ""
-    value = payload
+    is_list = isinstance(_value_at(payload, parts), list | tuple)
+    return (label.startswith("literal[") and is_list) or (label.startswith("tuple[") and not is_list)
+
+
+def _value_at(payload: object, parts: tuple) -> Any:
     for part in parts:
-        value = value[part] if isinstance(value, dict) and part in value or isinstance(value, list) and isinstance(part, int) and part < len(value) else None
-    return (label.startswith("literal[") and isinstance(value, list | tuple)) or (label.startswith("tuple[") and not isinstance(value, list | tuple))
+        try:
+            payload = payload[part]
+        except (KeyError, IndexError, TypeError):
+            return None
+    return payload
 
 
 # -- what stands where in the spec -----------------------------------------------------------------------------------
 
 
-def _locate(model: type[BaseModel], location: tuple) -> tuple[tuple[str | int, ...], Any]:
-    """The location without the names of union branches, and the type of what holds its last part."""
+def _locate(model: type[BaseModel], location: tuple) -> tuple[tuple[str | int, ...], Any, Any]:
+    """The location without the names of union branches, the type of what holds its last part, and that part's own."""
     parts: list[str | int] = []
     current: Any = model
     holder: Any = None
+    whole: Any = model
     for position in location:
         branch = _branch(current, position)
         if branch is not None:
-            current = branch
+            current, whole = branch, current
             continue
         holder, current = current, _member(current, position)
+        whole = current
         if position != "[key]":
             parts.append(position)
-    return tuple(parts), holder
+    return tuple(parts), holder, whole
 
 
 def _options(annotation: Any) -> list[Any]:
@@ -197,7 +222,7 @@ def _field_names(annotation: Any) -> list[str]:
 # -- in words --------------------------------------------------------------------------------------------------------
 
 
-def _detail(item: dict, holder: Any, last: str | int | None) -> str:
+def _detail(item: dict, holder: Any, target: Any, last: str | int | None) -> str:
     kind, value, context = item["type"], item.get("input"), item.get("ctx", {})
     if kind == "extra_forbidden":
         allowed = _field_names(holder)
@@ -208,11 +233,12 @@ def _detail(item: dict, holder: Any, last: str | int | None) -> str:
         allowed = [word.strip().strip("'") for word in context["expected_tags"].split(",")]
         return f"unknown {last} {context['tag']!r}{did_you_mean(context['tag'], allowed)}; allowed: {', '.join(allowed)}"
     if kind == "union_tag_not_found":
-        allowed = sorted({tag for option in _options(_member(holder, None) or holder) for tag in _tags(option)})
+        allowed = [tag for option in _options(target) for tag in _tags(option)]
         return f"{last!r} is required and missing" + (f"; allowed: {', '.join(allowed)}" if allowed else "")
     if kind == "literal_error":
         allowed = [word.strip("'") for word in re.split(r", | or ", context["expected"])]
-        return f"{show(value)} is not allowed{did_you_mean(value, allowed)}; allowed: {context['expected']}"
+        or_list = " or a list" if any(typing.get_origin(option) is tuple for option in _options(target)) else ""
+        return f"{show(value)} is not allowed{did_you_mean(value, allowed)}; allowed: {context['expected']}{or_list}"
     if kind in COMPARISONS:
         bound, words = COMPARISONS[kind]
         return f"{show(value)} is not allowed; must be {words} {context[bound]}"

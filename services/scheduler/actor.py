@@ -18,6 +18,7 @@ import ray
 
 from cluster.errors import FencedError
 from cluster.settings import NAMESPACE, SCHEDULER_ACTOR, Settings
+from services.jobs.states import TERMINAL, TRANSITIONS
 
 LEASE_TTL_S = 15.0
 LEASE_RENEW_S = 5.0
@@ -41,6 +42,7 @@ class SchedulerLoop:
         self.calls = AttemptCalls(self.store)
         self.sender = Sender(settings.mlflow_url, settings.runs)
         self._holder = f"{os.uname().nodename}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
+        self._sent: set[str] = set()
         self._epoch: int | None = None
         self._renewed = 0.0
         self._reconciler = Reconciler(
@@ -80,11 +82,16 @@ class SchedulerLoop:
         return self._epoch is not None
 
     def _watch_runs(self) -> None:
-        """Every job whose log MLflow has not seen whole is watched; the sender ignores what it watches already."""
-        for job in self.store.unsent_jobs() if hasattr(self.store, "unsent_jobs") else self.store.jobs_in(WATCHED):
+        """Every job whose log MLflow has not seen to its end; the sender keeps its own place in each log."""
+        for job in self.store.jobs_in(list(TRANSITIONS)):
+            if job.id in self._sent:
+                continue
             run_dir = self.settings.run_dir(job.id)
-            if run_dir.is_dir():
-                self.sender.watch(job.id, run_dir, job.name, job.spec)
+            if not run_dir.is_dir():
+                continue
+            self.sender.watch(job.id, run_dir, job.name, job.spec, job.status)
+            if job.status in TERMINAL and self.sender.is_done(run_dir):
+                self._sent.add(job.id)
 
     def _write_cluster_file(self) -> None:
         """What the API tells about the cluster; it does not talk to Ray itself."""
@@ -102,9 +109,6 @@ class SchedulerLoop:
         self.sender.stop()
         if self._epoch is not None:
             self.store.release_lease(self._holder, self._epoch)
-
-
-WATCHED = ("starting", "running", "pausing", "cancelling", "paused", "succeeded", "failed", "cancelled")
 
 
 class Scheduler:

@@ -34,7 +34,11 @@ def main(attempt_id: str) -> int:
         return 1
     except HoldfastError as error:
         traceback.print_exc()
-        outcome = {"outcome": "lost" if error.reason in LOST_REASONS else "failed", "reason": error.reason, "message": error.message}
+        outcome = {
+            "outcome": "lost" if error.reason in LOST_REASONS else "failed",
+            "reason": error.reason,
+            "message": error.message,
+        }
     except Exception as error:  # the driver's own end: whatever it was must reach the job's row
         traceback.print_exc()
         outcome = {"outcome": "lost", "reason": "attempt_crashed", "message": f"{type(error).__name__}: {error}"[:2000]}

@@ -26,7 +26,12 @@ class AttemptCalls:
 
     def begin_incarnation(self, attempt_id: str, pid: int) -> int:
         incarnation = self._store.begin_incarnation(attempt_id)
-        self._event(attempt_id, "learner.started", f"learner group started (incarnation {incarnation})", data={"incarnation": incarnation, "pid": pid})
+        self._event(
+            attempt_id,
+            "learner.started",
+            f"learner group started (incarnation {incarnation})",
+            data={"incarnation": incarnation, "pid": pid},
+        )
         return incarnation
 
     def stage_started(self, attempt_id: str, index: int, name: str, *, step: int, total_steps: int, resumed: bool) -> None:
@@ -38,16 +43,28 @@ class AttemptCalls:
         self._store.set_stage(attempt_id, index, status="succeeded", step=total_steps, total_steps=total_steps)
         self._event(attempt_id, "stage.status", f"stage {index} finished", data={"status": "succeeded", "policy": policy})
 
-    def step_done(self, attempt_id: str, index: int, *, step: int, total_steps: int, finite: bool, summary: dict[str, float]) -> str:
+    def step_done(
+        self, attempt_id: str, index: int, *, step: int, total_steps: int, finite: bool, summary: dict[str, float]
+    ) -> str:
         """Record the step; returns what the job is wanted to do: running, paused or cancelled."""
         message = ", ".join(f"{key} {value:.4f}" for key, value in summary.items() if value is not None)
         self._store.set_stage(attempt_id, index, status="running", step=step, total_steps=total_steps, message=message)
         if not finite:
-            self._event(attempt_id, "warning", f"step {step}: loss or gradient not finite, step skipped", level="warning", data={"reason": "non_finite_loss"})
+            self._event(
+                attempt_id,
+                "warning",
+                f"step {step}: loss or gradient not finite, step skipped",
+                level="warning",
+                data={"reason": "non_finite_loss"},
+            )
         return self._store.control(attempt_id)[0]
 
     def evaluated_domains(self, attempt_id: str, row: int) -> list[str]:
-        return [item.domain for item in self._store.list_evaluations(self._job(attempt_id).id) if item.row == row and item.at == "boundary"]
+        return [
+            item.domain
+            for item in self._store.list_evaluations(self._job(attempt_id).id)
+            if item.row == row and item.at == "boundary"
+        ]
 
     def record_evaluation(self, attempt_id: str, **fields: Any) -> None:
         self._store.record_evaluation(attempt_id, **fields)
@@ -67,7 +84,9 @@ class AttemptCalls:
 
     def checkpoint_damaged(self, attempt_id: str, checkpoint_id: str, message: str) -> None:
         self._store.mark_checkpoint_bad(checkpoint_id)
-        self._event(attempt_id, "warning", message, level="error", data={"reason": "checkpoint_damaged", "checkpoint": checkpoint_id})
+        self._event(
+            attempt_id, "warning", message, level="error", data={"reason": "checkpoint_damaged", "checkpoint": checkpoint_id}
+        )
 
     def commit_checkpoint(self, attempt_id: str, *, keep: int, **fields: Any) -> list[str]:
         """Commit; returns the ids whose folders must stay: the newest ``keep`` and every stage's end."""
@@ -90,5 +109,7 @@ class AttemptCalls:
     def _job(self, attempt_id: str):
         return self._store.job_of_attempt(attempt_id)
 
-    def _event(self, attempt_id: str, kind: str, message: str, *, level: str = "info", data: dict | None = None, stage: str | None = None) -> None:
+    def _event(
+        self, attempt_id: str, kind: str, message: str, *, level: str = "info", data: dict | None = None, stage: str | None = None
+    ) -> None:
         self._store.append_event(self._job(attempt_id).id, kind=kind, level=level, message=message, data=data, stage=stage)

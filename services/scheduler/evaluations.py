@@ -54,7 +54,13 @@ class Evaluations:
                 f"eval/{name}/verifier_errors": float(result.verifier_errors),
             }
             if at == "boundary":
-                self._log.table(f"evaluation_samples_{name}", result.samples, stage=stage.name if stage else None, global_step=global_step)
+                self._log.table(
+                    f"evaluation_samples_{name}", result.samples, stage=stage.name if stage else None, global_step=global_step
+                )
         self._log.metrics(
-            stage=stage.name if stage else None, stage_index=stage.index if stage else None, step=step, global_step=global_step, values=values
+            stage=stage.name if stage else None,
+            stage_index=stage.index if stage else None,
+            step=step,
+            global_step=global_step,
+            values=values,
         )

@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 
 from cluster.session import service_environment
+
 from cluster.settings import Settings
 
 

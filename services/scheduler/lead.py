@@ -27,6 +27,8 @@ from trainer.packing import pack
 MAX_VERIFIER_FAILURE_SHARE = 0.2
 SAMPLES_EVERY_STEPS = 10
 SAMPLES_PER_TABLE = 4
+ANCHORS = {"keep": "keep", "re_anchor": "policy", "reset": "base"}
+"""The job file's words for a stage boundary to the teacher's."""
 
 
 @dataclass(slots=True)
@@ -49,7 +51,7 @@ class Lead:
 
     def __init__(self, job: JobSpec, parts: LeadParts, progress: Progress, *, num_ranks: int):
         self._job = job
-        self._parts = parts
+        self.parts = parts
         self._progress = progress
         self._num_ranks = num_ranks
         self._stage: ResolvedStage | None = None
@@ -74,31 +76,31 @@ class Lead:
         self._source = build_source(
             stage.composition.experience,
             domains=[(self._domains[part.name], part.weight) for part in stage.domains],
-            chat=self._parts.chat,
+            chat=self.parts.chat,
             stage_index=stage.index,
             job_seed=self._job.seed,
             problems_per_step=stage.problems_per_step,
             rollouts_per_problem=stage.rollouts_per_problem,
             sampling=self._sampling,
             max_prompt_tokens=stage.max_prompt_tokens,
-            generate=self._parts.pool.generate,
+            generate=self.parts.pool.generate,
         )
-        self._contexts = build_context(stage.composition.context, self._parts.chat)
+        self._contexts = build_context(stage.composition.context, self.parts.chat)
         self._teacher_head = None
         if stage.composition.teacher is not None:
             self._anchor_teacher(stage, resumed=resumed, snapshot=snapshot)
-        self._parts.log.stage_start(stage.name, stage.index, self._progress.cursor.global_step)
-        self._parts.link.call(
+        self.parts.log.stage_start(stage.name, stage.index, self._progress.cursor.global_step)
+        self.parts.link.call(
             "stage_started", stage.index, stage.name, step=self._progress.cursor.step, total_steps=stage.steps, resumed=resumed
         )
         self._step_started = time.perf_counter()
 
     def _anchor_teacher(self, stage: ResolvedStage, *, resumed: bool, snapshot: Path) -> None:
-        anchor = "keep" if resumed else {"keep": "keep", "re_anchor": "policy", "reset": "base"}[stage.boundary.teacher]
-        follow = self._parts.teacher.begin_stage(
+        anchor = "resume" if resumed else ANCHORS[stage.boundary.teacher]
+        follow = self.parts.teacher.begin_stage(
             stage.composition.teacher, anchor=anchor, snapshot=snapshot, update=self._progress.cursor.updates
         )
-        self._parts.canary.restart(stage.composition.teacher, follow)
+        self.parts.canary.restart(stage.composition.teacher, follow)
 
     # -- one step ----------------------------------------------------------------------------------------------------
 
@@ -131,8 +133,10 @@ class Lead:
         return list(packed.shards)
 
     def _verify(self, groups: list[RolloutGroup]) -> list[list[Verdict]]:
-        tasks = [(self._domains[group.problem.domain], group.problem, rollout.text) for group in groups for rollout in group.rollouts]
-        flat = iter(self._parts.verifiers.verify(tasks))
+        tasks = [
+            (self._domains[group.problem.domain], group.problem, rollout.text) for group in groups for rollout in group.rollouts
+        ]
+        flat = iter(self.parts.verifiers.verify(tasks))
         verdicts = [[next(flat) for _ in group.rollouts] for group in groups]
         failed = [verdict.error for of_group in verdicts for verdict in of_group if verdict.error is not None]
         if failed and len(failed) > MAX_VERIFIER_FAILURE_SHARE * len(tasks):
@@ -143,7 +147,9 @@ class Lead:
             )
         return verdicts
 
-    def _score(self, groups: list[RolloutGroup], contexts: list[list[PrivilegedContext | None]]) -> list[list[TeacherScores | None]]:
+    def _score(
+        self, groups: list[RolloutGroup], contexts: list[list[PrivilegedContext | None]]
+    ) -> list[list[TeacherScores | None]]:
         requests = []
         for group, of_group in zip(groups, contexts, strict=True):
             for rollout, context in zip(group.rollouts, of_group, strict=True):
@@ -160,7 +166,7 @@ class Lead:
         composition = self._stage.composition
         support = composition.top_k
         own_k = support.k if support is not None and support.support_from == "teacher" else 0
-        scores = self._parts.teacher.score(
+        scores = self.parts.teacher.score(
             requests, temperature=self._stage.sampling.temperature, top_k=own_k, hidden=composition.needs_hidden
         )
         by_rollout = {score.rollout_id: score for score in scores}
@@ -170,7 +176,7 @@ class Lead:
         """The teacher's output matrix, fetched again only when the teacher has moved."""
         version = self._progress.cursor.updates
         if self._teacher_head is None or self._teacher_head[0] != version:
-            self._teacher_head = (version, self._parts.teacher.head())
+            self._teacher_head = (version, self.parts.teacher.head())
         return self._teacher_head[1]
 
     def _remember(self, step, groups, verdicts, pack_metrics, contexts, version) -> None:
@@ -184,7 +190,12 @@ class Lead:
             self._pack_metrics["teacher/context_share"] = len(shown) / max(len(flat), 1)
             self._pack_metrics["teacher/context_truncated_tokens"] = float(sum(context.truncated_tokens for context in shown))
         if step % SAMPLES_EVERY_STEPS == 0:
-            self._parts.log.table("samples", self._sample_rows(step, groups, verdicts), stage=self._stage.name, global_step=self._progress.cursor.global_step)
+            self.parts.log.table(
+                "samples",
+                self._sample_rows(step, groups, verdicts),
+                stage=self._stage.name,
+                global_step=self._progress.cursor.global_step,
+            )
 
     def _sample_rows(self, step: int, groups, verdicts) -> list[dict]:
         return [
@@ -205,15 +216,15 @@ class Lead:
         """Let the teacher follow the publication and prove that its weights are what its strategy gives."""
         if self._stage is None or self._stage.composition.teacher is None:
             return
-        follow = self._parts.teacher.follow(updates, publication.snapshot)
-        self._parts.canary.observe(follow, publication.snapshot)
+        follow = self.parts.teacher.follow(updates, publication.snapshot)
+        self.parts.canary.observe(follow, publication.snapshot)
 
-    def probe_sequences(self) -> tuple:
-        return self._parts.probe.sample()
+    def probe_sequences(self):
+        return self.parts.probe.sample()
 
-    def check_parity(self, probed: tuple, logprobs: list[np.ndarray]) -> float:
+    def check_parity(self, probed, logprobs: list[np.ndarray]) -> float:
         """Raises ``ParityError`` above the bound; returns the largest difference in nats."""
-        self._parity_nats = self._parts.probe.compare(probed, logprobs)
+        self._parity_nats = self.parts.probe.compare(probed, logprobs)
         self.max_parity_nats = max(self.max_parity_nats, self._parity_nats)
         return self._parity_nats
 
@@ -235,11 +246,11 @@ class Lead:
         }
         values |= {f"seconds/{name}": value for name, value in {**seconds, **self._phases.seconds}.items()}
         cursor = self._progress.cursor
-        self._parts.log.metrics(
+        self.parts.log.metrics(
             stage=self._stage.name, stage_index=self._stage.index, step=cursor.step, global_step=cursor.global_step, values=values
         )
         summary = {"loss": report.loss, "score": self._pack_metrics.get("rollout/score_mean")}
-        return self._parts.link.call(
+        return self.parts.link.call(
             "step_done", self._stage.index, step=cursor.step, total_steps=self._stage.steps, finite=report.finite, summary=summary
         )
 
@@ -247,5 +258,5 @@ class Lead:
         """Score the stage's own domains every ``evaluation.every_steps`` steps, the stage's end excepted."""
         every, step = self._job.evaluation.every_steps, self._progress.cursor.step
         if every and step % every == 0 and step < self._stage.steps:
-            self._parts.evaluations.during(self._stage, step, self._progress.cursor.global_step)
+            self.parts.evaluations.during(self._stage, step, self._progress.cursor.global_step)
             self._step_started = time.perf_counter()

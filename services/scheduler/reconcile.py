@@ -80,7 +80,9 @@ class Reconciler:
 
     def _lost(self, job, attempt, seen: str) -> None:
         reason = "cluster_lost" if seen == "missing" else "driver_lost"
-        message = "the cluster no longer knows the attempt" if seen == "missing" else "the attempt's driver ended without a result"
+        message = (
+            "the cluster no longer knows the attempt" if seen == "missing" else "the attempt's driver ended without a result"
+        )
         self._store.end_attempt(attempt.id, epoch=self._epoch(), exit_reason=reason, message=message)
         self._asked_since.pop(job.id, None)
         if job.desired_status == "cancelled":
@@ -99,7 +101,9 @@ class Reconciler:
         if wanted is None:
             return
         if job.status in ("starting", "running"):
-            self._store.transition(job.id, wanted, epoch=self._epoch(), reason=f"{wanted}_requested", message=f"{wanted} at the next step")
+            self._store.transition(
+                job.id, wanted, epoch=self._epoch(), reason=f"{wanted}_requested", message=f"{wanted} at the next step"
+            )
         since = self._asked_since.setdefault(job.id, self._clock())
         if job.cancel_mode == "now" or self._clock() - since > GRACE_S:
             self._launcher.end(attempt.id)

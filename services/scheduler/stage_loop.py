@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
-from cluster.errors import ParityError, StageError
+from cluster.errors import StageError
 from cluster.messages import StepReport
 from cluster.spec.job import ResolvedStage
 from services.scheduler.phases import Phases
@@ -19,7 +19,7 @@ from services.scheduler.ranks import Ranks
 MAX_NON_FINITE_IN_A_ROW = 3
 
 
-class StopRequested(Exception):  # noqa: N818 - not an error: somebody asked for it
+class StopRequested(Exception):
     """The job is to be cancelled or paused; carries the outcome."""
 
     def __init__(self, outcome: str):
@@ -31,8 +31,8 @@ class StageLead(Protocol):
     """What the lead does for a stage; see ``services/scheduler/lead.py``."""
 
     def prepare(self, step: int, version: int) -> list: ...
-    def probe_sequences(self) -> tuple: ...
-    def check_parity(self, probed: tuple, logprobs: list) -> float: ...
+    def probe_sequences(self): ...
+    def check_parity(self, probed, logprobs: list) -> float: ...
     def follow(self, updates: int, publication) -> None: ...
     def record(self, report: StepReport, seconds: dict[str, float]) -> str: ...
     def evaluate_during(self) -> None: ...
@@ -61,7 +61,7 @@ def run_stage(world: World, stage: ResolvedStage) -> None:
             report = world.learner.step(shard)
         progress.advance(applied=report.applied, finite=report.finite)
         if report.applied:
-            publish_and_follow(world, stage.sampling.temperature, phases)
+            publish_and_follow(world, phases)
         outcome = ranks.from_lead(lambda report=report, phases=phases: world.lead.record(report, phases.seconds))
         if progress.cursor.non_finite_in_a_row >= MAX_NON_FINITE_IN_A_ROW:
             raise StageError(
@@ -73,10 +73,10 @@ def run_stage(world: World, stage: ResolvedStage) -> None:
             raise StopRequested(outcome)
         if progress.commit_due and progress.cursor.step < stage.steps:
             world.commit("resume")
-        ranks.from_lead(world.lead.evaluate_during if world.lead else _nothing)
+        ranks.from_lead(lambda: world.lead.evaluate_during())
 
 
-def publish_and_follow(world: World, temperature: float, phases: Phases, *, follow: bool = True) -> None:
+def publish_and_follow(world: World, phases: Phases, *, follow: bool = True) -> None:
     """Hand the learner's weights to the engines, let the teacher follow, prove that all three agree."""
     with phases("publish"):
         publication = world.publisher.publish(world.progress.next_version())
@@ -84,19 +84,11 @@ def publish_and_follow(world: World, temperature: float, phases: Phases, *, foll
         with phases("follow"):
             world.ranks.from_lead(lambda: world.lead.follow(world.progress.cursor.updates, publication))
     with phases("parity"):
-        probe_parity(world, temperature)
+        probe_parity(world)
 
 
-def probe_parity(world: World, temperature: float) -> None:
+def probe_parity(world: World) -> None:
     """Engine against learner on fixed prompts; raises ``ParityError`` on every rank above the bound."""
-    probed = world.ranks.from_lead(world.lead.probe_sequences if world.lead else _nothing)
-    prompts, completions = probed[0], probed[1]
-    logprobs = world.learner.sequence_logprobs(prompts, completions, temperature=temperature)
+    probed = world.ranks.from_lead(lambda: world.lead.probe_sequences())
+    logprobs = world.learner.sequence_logprobs(probed.prompts, probed.completions, temperature=probed.temperature)
     world.ranks.from_lead(lambda: world.lead.check_parity(probed, logprobs))
-
-
-def _nothing() -> None:
-    return None
-
-
-__all__ = ["MAX_NON_FINITE_IN_A_ROW", "ParityError", "StopRequested", "World", "probe_parity", "publish_and_follow", "run_stage"]

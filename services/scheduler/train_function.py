@@ -6,17 +6,20 @@ checkpoint. Order of a bring-up: drain half-open updates, restore, publish, prob
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import Any
 
 from cluster.errors import FencedError, HoldfastError
-from cluster.spec.job import JobSpec, evaluation_domains
+from cluster.spec.job import JobSpec
+from services.scheduler.phases import Phases
 from services.scheduler.progress import Cursor, Progress
 from services.scheduler.ranks import Ranks
 from services.scheduler.stage_loop import StopRequested, World, publish_and_follow, run_stage
 
-VERIFIER_DEADLINE_S = 10.0
+PARITY_ROUNDS = 4
+"""Of the calibration in bfloat16."""
 
 
 def train_function(config: dict[str, Any]) -> dict[str, Any]:
@@ -76,8 +79,6 @@ class JobRun:
             rank=ranks.rank,
             world_size=ranks.world_size,
         )
-        if self.checkpoint is not None:
-            self.learner.load_state(Path(self.checkpoint))
         self.publisher = Publisher(
             self.learner,
             rank=ranks.rank,
@@ -85,10 +86,16 @@ class JobRun:
             workers=config["workers"],
             backend=config["weight_transfer"],
             folder=Path(config["transfer_dir"]),
+            dtype=config["dtype"],
         )
         self.lead = self._build_lead() if ranks.is_lead else None
         self.world = World(
-            ranks=ranks, learner=self.learner, publisher=self.publisher, lead=self.lead, progress=self.progress, commit=self.commit
+            ranks=ranks,
+            learner=self.learner,
+            publisher=self.publisher,
+            lead=self.lead,
+            progress=self.progress,
+            commit=self.commit,
         )
 
     def _link(self):
@@ -130,25 +137,38 @@ class JobRun:
             self.progress.begin_next_stage()
 
     def _bring_up(self) -> None:
-        self.ranks.from_lead(lambda: self.lead_drain())
-        first = self.stages[self.progress.cursor.stage_index]
-        self.learner.begin_stage(first.composition, first.optimizer, temperature=first.sampling.temperature, reset_optimizer=False)
-        publish_and_follow(self.world, self.probe_temperature(first), _quiet(), follow=False)
+        self.ranks.from_lead(self._drain)
+        if self.config["dtype"] != "float32":
+            self._calibrate_parity()
+        if self.checkpoint is not None:
+            self.learner.load_state(Path(self.checkpoint))
+        publish_and_follow(self.world, Phases(), follow=False)
         self.ranks.from_lead(lambda: self.parts.evaluations.boundary(0, None, 0))
 
-    def lead_drain(self) -> None:
+    def _drain(self) -> None:
         """Close what the lost incarnation left open and put the teacher where the checkpoint has it."""
         self.publisher.drain()
         if self.parts.teacher is not None and self.checkpoint is not None:
             self.parts.teacher.load(Path(self.checkpoint) / "teacher")
         self.parts.log.rewind(self.progress.cursor.global_step)
 
+    def _calibrate_parity(self) -> None:
+        """The bound of an engine that was just loaded with the base model; kept for later incarnations of the job."""
+        kept = self.run_dir / "parity_bound.json"
+        known = self.ranks.from_lead(lambda: json.loads(kept.read_text()) if kept.exists() else None)
+        if known is not None:
+            if self.lead is not None:
+                self.parts.probe.bound_nats = known["bound_nats"]
+            return
+        for number in range(PARITY_ROUNDS):
+            probed = self.ranks.from_lead(lambda number=number: self.parts.probe.sample(number))
+            logprobs = self.learner.sequence_logprobs(probed.prompts, probed.completions, temperature=probed.temperature)
+            self.ranks.from_lead(lambda probed=probed, logprobs=logprobs: self.parts.probe.calibrate(probed, logprobs))
+        self.ranks.from_lead(lambda: kept.write_text(json.dumps({"bound_nats": self.parts.probe.bound_nats})))
+
     @property
     def parts(self):
-        return self.lead._parts
-
-    def probe_temperature(self, stage) -> float:
-        return stage.sampling.temperature
+        return self.lead.parts
 
     def _begin_stage(self, stage) -> None:
         resumed = self.progress.cursor.step > 0
@@ -217,12 +237,3 @@ class JobRun:
         )
         self.parts.log.commit(cursor.global_step)
         prune(root, kept)
-
-
-def _quiet():
-    from services.scheduler.phases import Phases
-
-    return Phases()
-
-
-__all__ = ["JobRun", "evaluation_domains", "train_function"]

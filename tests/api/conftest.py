@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import uvicorn
 from safetensors.numpy import save_file
-from services.jobs.store import JobStore
 from starlette.testclient import TestClient
 
 from api.app import create_app
 from api.client import HoldfastClient
 from cluster.settings import Settings
+from services.jobs.store import JobStore
 
 VOCABULARY = 96
 

@@ -41,6 +41,12 @@ def save_tokenizer(folder, **changes):
 
 
 @pytest.fixture(scope="session")
+def tokenizer_folder():
+    """``save_tokenizer``, for tests of other tokenizers."""
+    return save_tokenizer
+
+
+@pytest.fixture(scope="session")
 def chat(tmp_path_factory) -> ChatFormat:
     return ChatFormat(str(save_tokenizer(tmp_path_factory.mktemp("tokenizer"))))
 

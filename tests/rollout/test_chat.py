@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from conftest import save_tokenizer
 
 from cluster.errors import SpecError
 from rollout.chat import ChatFormat
@@ -66,13 +65,13 @@ def test_special_tokens_are_removed_from_text_even_when_nested(chat):
 @pytest.mark.parametrize(
     ("changes", "reason"), [({"chat_template": None}, "no_chat_template"), ({"eos_token": None}, "no_end_of_turn")]
 )
-def test_a_folder_that_cannot_chat_is_refused(tmp_path, changes, reason):
+def test_a_folder_that_cannot_chat_is_refused(tmp_path, tokenizer_folder, changes, reason):
     with pytest.raises(SpecError) as caught:
-        ChatFormat(str(save_tokenizer(tmp_path, **changes)))
+        ChatFormat(str(tokenizer_folder(tmp_path, **changes)))
     assert caught.value.reason == reason
 
 
-def test_a_template_that_reaches_for_python_is_stopped(tmp_path):
-    folder = save_tokenizer(tmp_path, chat_template="{{ messages.__class__.__mro__[1].__subclasses__() }}")
+def test_a_template_that_reaches_for_python_is_stopped(tmp_path, tokenizer_folder):
+    folder = tokenizer_folder(tmp_path, chat_template="{{ messages.__class__.__mro__[1].__subclasses__() }}")
     with pytest.raises(Exception, match=r"unsafe|security|access to attribute"):
         ChatFormat(str(folder)).prompt_token_ids(MESSAGES)

@@ -23,6 +23,7 @@ from transformers import AutoModelForCausalLM
 from cluster.messages import BatchShard
 from cluster.spec.composition import Composition, CrossEntropy, DemonstrationExperience, Term
 from trainer.balancing import distribute
+from trainer.learner import Learner
 
 
 @pytest.fixture(params=[True, False], ids=["tied", "untied"])
@@ -183,3 +184,16 @@ def test_cross_entropy_learns_a_sequence(learner):
     shard = replace(_shard(samples), term_counts={"ce": float(sum(len(sample.completion_token_ids) for sample in samples))})
     losses = [learner.step(shard).loss for _ in range(30)]
     assert losses[-1] < 0.3 * losses[0]
+
+
+def test_bfloat16_forward_keeps_float32_masters_and_the_gradients_direction(learner):
+    shard = _shard(make_samples(8))
+    expected, _ = _gradient_of(learner, shard)
+    half = Learner(replace(learner.settings, dtype="bfloat16"))
+    half.begin_stage(COMPOSITION, OPTIMIZER, temperature=TEMPERATURE, reset_optimizer=True)
+    half.keep_gradient = True
+    assert half.step(replace(shard, micro_batches=((), *shard.micro_batches))).applied
+    flat = [torch.cat([gradient[name].flatten() for name in expected]) for gradient in (expected, half.last_gradient)]
+    assert all(gradient.dtype == torch.float32 for gradient in half.last_gradient.values())
+    assert float(torch.cosine_similarity(*flat, dim=0)) > 0.99
+    assert not torch.equal(*flat)

@@ -1,0 +1,157 @@
+"""Scores of the policy that the engines hold, on fixed problems with fixed sampling seeds.
+
+Invariant: two evaluations of one job ask the same problems with the same seeds, so their scores are paired problem by
+problem; ``problems_digest`` is equal for evaluations that may be compared, and for no others.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from cluster.messages import Completion, GenerationRequest, Problem, Verdict
+
+NUM_SAMPLES = 8
+"""Completions kept per domain for people to read."""
+SEED_BITS = 31
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DomainScores:
+    """One cell of the score matrix."""
+
+    domain: str
+    scores: np.ndarray
+    """float64 [N], problem by problem; a completion whose verifier failed counts 0 and stays in its place."""
+    mean: float
+    truncation_rate: float
+    """Share of completions that ended at the token limit."""
+    mean_tokens: float
+    verifier_errors: int
+    """How many of the zeros are the verifier's failures."""
+    problems_digest: str
+    samples: list[dict[str, Any]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Suite:
+    """The problems of one domain, ready to be asked again and again."""
+
+    domain: Any
+    problems: tuple[Problem, ...]
+    requests: tuple[GenerationRequest, ...]
+    digest: str
+
+
+def problem_seed(job_seed: int, domain: str, index: int) -> int:
+    """The sampling seed of one problem: the same on every machine and in every process."""
+    digest = hashlib.blake2b(f"evaluation/{job_seed}/{domain}/{index}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") % (1 << SEED_BITS)
+
+
+class Evaluator:
+    """``pool`` generates, ``verifiers`` judge, ``chat`` makes prompts; ``problems`` says how many of each domain.
+
+    A domain with fewer problems in its evaluation split is scored on all of them. Raises ValueError for one with none.
+    """
+
+    def __init__(
+        self, pool: Any, verifiers: Any, chat: Any, domains: Mapping[str, Any], problems: Mapping[str, int], sampling: Any, seed: int
+    ):
+        self._pool = pool
+        self._verifiers = verifiers
+        self._chat = chat
+        self._domains = dict(domains)
+        self._num_problems = dict(problems)
+        self._sampling = sampling
+        self._seed = seed
+        self._suites: dict[str, Suite] = {}
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Every domain, in the order in which they were given."""
+        return tuple(self._domains)
+
+    def score(self, names: Sequence[str] | None = None) -> dict[str, DomainScores]:
+        """Score some domains, or all: one engine call for all of them, so that the batch stays full to its end."""
+        suites = {name: self._suite(name) for name in (self.names if names is None else names)}
+        completions = iter(self._pool.generate([request for suite in suites.values() for request in suite.requests], self._sampling))
+        answered = {name: [next(completions)[0] for _ in suite.requests] for name, suite in suites.items()}
+        texts = {name: [self._chat.decode(completion.token_ids) for completion in of_domain] for name, of_domain in answered.items()}
+        tasks = [
+            (suite.domain, problem, text)
+            for name, suite in suites.items()
+            for problem, text in zip(suite.problems, texts[name], strict=True)
+        ]
+        verdicts = iter(self._verifiers.verify(tasks))
+        return {
+            name: _domain_scores(name, suite, answered[name], texts[name], [next(verdicts) for _ in suite.problems])
+            for name, suite in suites.items()
+        }
+
+    def _suite(self, name: str) -> Suite:
+        if name not in self._suites:
+            if name not in self._domains:
+                raise ValueError(f"domain {name!r} is not evaluated in this job; it has {list(self.names)}")
+            self._suites[name] = self._build_suite(name)
+        return self._suites[name]
+
+    def _build_suite(self, name: str) -> Suite:
+        domain = self._domains[name]
+        size = domain.size("evaluation")
+        count = self._num_problems[name] if size is None else min(self._num_problems[name], size)
+        if count < 1:
+            raise ValueError(f"domain {name!r} has no evaluation problems")
+        problems = tuple(domain.problem("evaluation", index) for index in range(count))
+        requests = tuple(
+            GenerationRequest(
+                prompt_token_ids=self._chat.prompt_token_ids(problem.messages),
+                num_completions=1,
+                seed=problem_seed(self._seed, name, index),
+            )
+            for index, problem in enumerate(problems)
+        )
+        return Suite(domain=domain, problems=problems, requests=requests, digest=self._digest(problems, requests))
+
+    def _digest(self, problems: tuple[Problem, ...], requests: tuple[GenerationRequest, ...]) -> str:
+        """Of everything that two comparable evaluations share: prompts, what is compared with, seeds, sampling."""
+        digest = hashlib.blake2b(digest_size=8)
+        digest.update(json.dumps(dataclasses.asdict(self._sampling), sort_keys=True).encode())
+        for problem, request in zip(problems, requests, strict=True):
+            content = [problem.problem_id, problem.messages, problem.solution, problem.answer, request.seed]
+            digest.update(json.dumps(content, sort_keys=True, default=str).encode())
+            digest.update(np.ascontiguousarray(request.prompt_token_ids, dtype=np.int32).tobytes())
+        return digest.hexdigest()
+
+
+def _domain_scores(
+    name: str, suite: Suite, completions: list[Completion], texts: list[str], verdicts: list[Verdict]
+) -> DomainScores:
+    scores = np.array([0.0 if verdict.error is not None else verdict.score for verdict in verdicts], dtype=np.float64)
+    return DomainScores(
+        domain=name,
+        scores=scores,
+        mean=float(scores.mean()),
+        truncation_rate=float(np.mean([completion.finish_reason == "length" for completion in completions])),
+        mean_tokens=float(np.mean([len(completion.token_ids) for completion in completions])),
+        verifier_errors=sum(verdict.error is not None for verdict in verdicts),
+        problems_digest=suite.digest,
+        samples=[
+            {
+                "problem_id": problem.problem_id,
+                "prompt": problem.messages[-1]["content"],
+                "completion": text,
+                "score": verdict.score,
+                "feedback": verdict.feedback,
+                "error": verdict.error or "",
+                "finish_reason": completion.finish_reason,
+            }
+            for problem, completion, text, verdict in list(zip(suite.problems, completions, texts, verdicts, strict=True))[:NUM_SAMPLES]
+        ],
+    )

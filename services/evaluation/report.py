@@ -1,0 +1,213 @@
+"""The report of a job: what report.json holds, and the same as text for people.
+
+Invariant: the report is a function of the job's row, its evaluations, its checkpoints and its metrics; nothing is measured
+here, and every figure is a JSON value (None where it was not measured).
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from cluster.spec.job import JobSpec, ResolvedStage, evaluation_domains
+from services.evaluation.retention import CONFIDENCE, RetentionReport, retention
+
+REPORT_FORMAT = 1
+PARITY_KEY = "parity/max_abs_nats"
+SECONDS_PREFIX = "seconds/"
+STEP_SECONDS_KEY = "seconds/step"
+TOKENS_PER_S_KEY = "throughput/completion_tokens_per_s"
+SCORE_KEY = "rollout/score_mean"
+
+
+def build_report(
+    job: Mapping[str, Any],
+    evaluations: Sequence[Mapping[str, Any]],
+    checkpoints: Sequence[Mapping[str, Any]],
+    metrics: Iterable[Mapping[str, Any]] = (),
+    *,
+    mlflow: Mapping[str, str] | None = None,
+) -> dict[str, Any]:
+    """The content of report.json.
+
+    ``evaluations`` and ``checkpoints`` are the store's rows as dicts, oldest first; ``metrics`` are points with key, value,
+    stage and step; ``mlflow`` are links by stage name, and ``job`` for the parent run.
+    """
+    spec = JobSpec.model_validate(job["spec"])
+    stages = spec.resolved_stages()
+    cells = {(item["row"], item["domain"]): item for item in evaluations if item["at"] == "boundary"}
+    domains = [suite.name for suite in evaluation_domains(spec)]
+    rows = _complete_rows(cells, domains, most=len(stages) + 1)
+    figures = None
+    if rows:
+        figures = retention(rows, [[part.name for part in stage.domains] for stage in stages])
+    points = _by_key(metrics)
+    models = _models(stages, checkpoints)
+    links = dict(mlflow or {})
+    return {
+        "format": REPORT_FORMAT,
+        "job": {"id": job["id"], "name": job["name"], "seed": spec.seed, "spec_hash": job.get("spec_hash")},
+        "score_matrix": _matrix(domains, ["base", *(stage.name for stage in stages)][: len(rows)], cells, figures),
+        "retention": _retention(figures),
+        "stages": [_stage(stage, figures, models, links, points) for stage in stages],
+        "models": models,
+        "parity": _parity(points),
+        "seconds_per_step": {key.removeprefix(SECONDS_PREFIX): _mean(of_key) for key, of_key in points.items() if key.startswith(SECONDS_PREFIX)},
+        "steps": len(points.get(STEP_SECONDS_KEY, [])),
+        "completion_tokens_per_s": _mean(points.get(TOKENS_PER_S_KEY, [])),
+        "mlflow": links,
+    }
+
+
+def _complete_rows(cells: Mapping[tuple[int, str], Mapping[str, Any]], domains: list[str], *, most: int) -> list[dict[str, Sequence[float]]]:
+    """Scores by domain for every row that is whole, from the base model on."""
+    rows: list[dict[str, Sequence[float]]] = []
+    while len(rows) < most and all((len(rows), name) in cells for name in domains):
+        rows.append({name: cells[len(rows), name]["scores"] for name in domains})
+    return rows
+
+
+def _matrix(domains: list[str], rows: list[str], cells, figures: RetentionReport | None) -> dict[str, Any]:
+    estimates = figures.score_matrix if figures else []
+
+    def table(field: str) -> list[list[Any]]:
+        return [[cells[row, name].get(field) for name in domains] for row in range(len(rows))]
+
+    return {
+        "rows": rows,
+        "domains": domains,
+        "means": [[cell.value for cell in row] for row in estimates],
+        "low": [[cell.low for cell in row] for row in estimates],
+        "high": [[cell.high for cell in row] for row in estimates],
+        "num_problems": figures.num_problems if figures else {},
+        "truncation_rate": table("truncation_rate"),
+        "mean_tokens": table("mean_tokens"),
+        "confidence": CONFIDENCE,
+    }
+
+
+def _retention(figures: RetentionReport | None) -> dict[str, Any] | None:
+    """Every figure but the cells, which the score matrix has; None before the first stage has its row."""
+    if figures is None or len(figures.score_matrix) < 2:
+        return None
+    return {key: value for key, value in figures.to_dict().items() if key not in ("score_matrix", "domains", "num_problems")}
+
+
+def _stage(stage: ResolvedStage, figures: RetentionReport | None, models: Mapping[str, str], links, points) -> dict[str, Any]:
+    gains = figures.to_dict()["stage_gains"] if figures else []
+    rewards = [point["value"] for point in points.get(SCORE_KEY, []) if point.get("stage") == stage.name]
+    return {
+        "index": stage.index,
+        "name": stage.name,
+        "recipe": stage.recipe,
+        "teacher": stage.composition.teacher.kind if stage.composition.teacher else None,
+        "domains": [part.name for part in stage.domains],
+        "steps": stage.steps,
+        "gain": gains[stage.index] if stage.index < len(gains) else None,
+        "first_reward": rewards[0] if rewards else None,
+        "last_reward": rewards[-1] if rewards else None,
+        "model": models.get(stage.name),
+        "mlflow": links.get(stage.name),
+    }
+
+
+def _models(stages: Sequence[ResolvedStage], checkpoints: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """Hugging Face folders by stage; they lie beside the checkpoints of the job's run folder."""
+    folders = {}
+    for item in checkpoints:
+        if item["kind"] == "stage":
+            stage = stages[item["stage_index"]]
+            folders[stage.name] = str(Path(item["path"]).parents[1] / "stages" / f"{stage.index}-{stage.name}" / "policy")
+    return folders
+
+
+def _by_key(metrics: Iterable[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
+    """Points in order; a value that was not finite (None) is left out."""
+    points: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
+    for point in metrics:
+        if point["value"] is not None and math.isfinite(point["value"]):
+            points[point["key"]].append(point)
+    return points
+
+
+def _parity(points: Mapping[str, list[Mapping[str, Any]]]) -> dict[str, Any]:
+    """The largest difference between engine and learner after any publication."""
+    values = [point["value"] for point in points.get(PARITY_KEY, [])]
+    return {"max_abs_nats": max(values, default=None), "num_probes": len(values)}
+
+
+def _mean(points: Sequence[Mapping[str, Any]]) -> float | None:
+    return sum(point["value"] for point in points) / len(points) if points else None
+
+
+# -- for people ------------------------------------------------------------------------------------------------------
+
+
+def render_text(report: Mapping[str, Any]) -> str:
+    """The report as plain text: matrix, gains, retention, models, speed."""
+    blocks = [_render_matrix(report["score_matrix"]), _render_stages(report["stages"])]
+    if report["retention"] is not None:
+        blocks.append(_render_retention(report["retention"]))
+    blocks.append(_render_speed(report))
+    return "\n\n".join([f"Job {report['job']['name']} ({report['job']['id']})", *blocks])
+
+
+def _render_matrix(matrix: Mapping[str, Any]) -> str:
+    if not matrix["rows"]:
+        return "No evaluation is complete yet."
+    lines = [["after", *(f"{name} (n={matrix['num_problems'][name]})" for name in matrix["domains"])]]
+    for row, name in enumerate(matrix["rows"]):
+        cells = zip(matrix["means"][row], matrix["low"][row], matrix["high"][row], strict=True)
+        lines.append([name, *(f"{mean:.3f} [{low:.3f}, {high:.3f}]" for mean, low, high in cells)])
+    return f"Scores, mean [{matrix['confidence']:.0%} interval]\n" + _table(lines)
+
+
+def _render_stages(stages: Sequence[Mapping[str, Any]]) -> str:
+    lines = [["stage", "recipe", "teacher", "steps", "gain on its own domain", "model"]]
+    for stage in stages:
+        lines.append(
+            [
+                stage["name"],
+                stage["recipe"],
+                stage["teacher"] or "-",
+                str(stage["steps"]),
+                _signed(stage["gain"]),
+                stage["model"] or "-",
+            ]
+        )
+    return _table(lines)
+
+
+def _render_retention(figures: Mapping[str, Any]) -> str:
+    lines = [["average score", _signed(figures["average_score"], sign="")]]
+    lines += [[name.replace("_", " "), _signed(figures[name])] for name in ("backward_transfer", "forward_transfer")]
+    lines.append(["forgetting (biased upward)", _signed(figures["forgetting"])])
+    lines += [[f"change from base, {name}", _signed(change)] for name, change in figures["change_from_base"].items()]
+    return _table(lines)
+
+
+def _render_speed(report: Mapping[str, Any]) -> str:
+    lines = []
+    if report["parity"]["max_abs_nats"] is not None:
+        lines.append(["largest engine-learner difference", f"{report['parity']['max_abs_nats']:.2e} nats in {report['parity']['num_probes']} probes"])
+    if report["completion_tokens_per_s"] is not None:
+        lines.append(["rollout", f"{report['completion_tokens_per_s']:,.0f} completion tokens/s"])
+    seconds = sorted(report["seconds_per_step"].items(), key=lambda item: -item[1])
+    lines += [[f"seconds per step, {name}", f"{value:.3f}"] for name, value in seconds]
+    lines += [[f"MLflow, {name}", link] for name, link in report["mlflow"].items()]
+    return _table(lines) if lines else "No steps were recorded."
+
+
+def _signed(estimate: Mapping[str, float] | None, sign: str = "+") -> str:
+    if estimate is None:
+        return "-"
+    return f"{estimate['value']:{sign}.3f} [{estimate['low']:{sign}.3f}, {estimate['high']:{sign}.3f}]"
+
+
+def _table(lines: Sequence[Sequence[str]]) -> str:
+    """Left-aligned columns, two spaces apart."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join("  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip() for line in lines)

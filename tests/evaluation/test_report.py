@@ -1,0 +1,102 @@
+"""report.json and its text for a job of two stages."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from services.evaluation.report import build_report, render_text
+
+SPEC = {
+    "name": "demo",
+    "model": {"path": "models/base"},
+    "seed": 7,
+    "stages": [
+        {"name": "add", "domain": {"kind": "arithmetic", "digits": 2}, "method": {"recipe": "grpo"}, "steps": 2},
+        {"name": "sort", "domain": {"kind": "strings", "operation": "sort"}, "method": {"recipe": "sdpo"}, "steps": 2},
+    ],
+}
+JOB = {"id": "job_1", "name": "demo", "spec": SPEC, "spec_hash": "abc"}
+MEANS = {0: (0.25, 0.5), 1: (0.75, 0.25), 2: (0.5, 1.0)}
+
+
+def _evaluations(rows=(0, 1, 2)):
+    found = []
+    for row in rows:
+        for domain, mean in zip(("add", "sort"), MEANS[row], strict=True):
+            scores = [float(value) for value in np.arange(8) < 8 * mean]
+            found.append({"row": row, "domain": domain, "at": "boundary", "scores": scores, "mean": mean, "truncation_rate": 0.125, "mean_tokens": 9.0})
+        found.append({"row": row, "domain": "add", "at": "during", "scores": [0.0] * 8, "mean": 0.0, "truncation_rate": 0.0, "mean_tokens": 1.0})
+    return found
+
+
+CHECKPOINTS = [
+    {"kind": "resume", "stage_index": 0, "path": "/runs/job_1/checkpoints/c0"},
+    {"kind": "stage", "stage_index": 0, "path": "/runs/job_1/checkpoints/c1"},
+    {"kind": "stage", "stage_index": 1, "path": "/runs/job_1/checkpoints/c2"},
+]
+
+
+def _metrics():
+    points = []
+    for step, stage in ((1, "add"), (2, "add"), (1, "sort"), (2, "sort")):
+        values = {
+            "parity/max_abs_nats": 1e-6 * step,
+            "seconds/rollout": 1.0 * step,
+            "seconds/step": 2.0,
+            "throughput/completion_tokens_per_s": 5000.0 + step,
+            "rollout/score_mean": 0.1 * step,
+            "loss/total": None,
+        }
+        points += [{"key": key, "value": value, "step": step, "stage": stage} for key, value in values.items()]
+    return points
+
+
+def test_the_report_of_a_finished_job():
+    report = build_report(JOB, _evaluations(), CHECKPOINTS, _metrics(), mlflow={"job": "http://m/#1", "add": "http://m/#2"})
+    matrix = report["score_matrix"]
+    assert matrix["rows"] == ["base", "add", "sort"] and matrix["domains"] == ["add", "sort"]
+    assert matrix["means"] == [[0.25, 0.5], [0.75, 0.25], [0.5, 1.0]]
+    assert matrix["low"][0][0] < 0.25 < matrix["high"][0][0] and matrix["low"][2][1] == matrix["high"][2][1] == 1.0
+    assert matrix["truncation_rate"][1] == [0.125, 0.125] and matrix["num_problems"] == {"add": 8, "sort": 8}
+    assert report["retention"]["backward_transfer"]["value"] == pytest.approx(-0.25)
+    assert report["retention"]["forward_transfer"]["value"] == pytest.approx(-0.25)
+    assert [stage["gain"]["value"] for stage in report["stages"]] == pytest.approx([0.5, 0.75])
+    assert [stage["teacher"] for stage in report["stages"]] == [None, "ema"]
+    assert report["models"] == {"add": "/runs/job_1/stages/0-add/policy", "sort": "/runs/job_1/stages/1-sort/policy"}
+    assert report["parity"] == {"max_abs_nats": 2e-6, "num_probes": 4}
+    assert report["seconds_per_step"] == {"rollout": 1.5, "step": 2.0} and report["steps"] == 4
+    assert report["completion_tokens_per_s"] == 5001.5
+    assert report["stages"][0]["mlflow"] == "http://m/#2" and report["stages"][1]["mlflow"] is None
+    assert (report["stages"][1]["first_reward"], report["stages"][1]["last_reward"]) == (0.1, 0.2)
+    assert json.loads(json.dumps(report, allow_nan=False)) == report
+
+
+def test_the_newest_measurement_of_a_cell_counts():
+    again = {**_evaluations()[0], "scores": [1.0] * 8, "mean": 1.0}
+    assert build_report(JOB, [*_evaluations(), again], CHECKPOINTS)["score_matrix"]["means"][0] == [1.0, 0.5]
+
+
+def test_a_job_under_way_has_the_rows_that_are_complete():
+    partial = [item for item in _evaluations() if not (item["row"] == 2 and item["domain"] == "sort")]
+    report = build_report(JOB, partial, CHECKPOINTS[:2], _metrics())
+    assert report["score_matrix"]["rows"] == ["base", "add"]
+    assert report["retention"]["backward_transfer"] is None
+    assert [stage["gain"] is None for stage in report["stages"]] == [False, True]
+    nothing = build_report(JOB, [], [])
+    assert nothing["score_matrix"]["means"] == [] and nothing["retention"] is None and nothing["parity"]["max_abs_nats"] is None
+    assert "No evaluation" in render_text(nothing)
+    json.dumps(nothing, allow_nan=False)
+
+
+def test_the_text_holds_the_figures_that_the_report_holds():
+    report = build_report(JOB, _evaluations(), CHECKPOINTS, _metrics(), mlflow={"job": "http://m/#1"})
+    text = render_text(report)
+    assert text.isascii()
+    matrix_line = next(line for line in text.splitlines() if line.startswith("add ") and "0.750 [" in line)
+    assert "0.250 [" in matrix_line
+    assert "+0.750 [" in next(line for line in text.splitlines() if line.startswith("sort") and "sdpo" in line)
+    assert "-0.250 [" in next(line for line in text.splitlines() if line.startswith("backward transfer"))
+    assert "2.00e-06 nats in 4 probes" in text and "http://m/#1" in text and "/runs/job_1/stages/1-sort/policy" in text
