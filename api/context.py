@@ -6,7 +6,6 @@ Invariant: nothing here changes after start. All state is in the store and in fi
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Annotated, Any
 
 from fastapi import Depends, Path, Request
@@ -24,10 +23,6 @@ class Context:
     metrics: RequestMetrics
     poll_s: float = 0.5
     """Seconds between two looks at the store by a stream or a long poll."""
-
-    @cached_property
-    def mlflow_ui(self) -> str:
-        return self.settings.mlflow_url
 
 
 def get_context(request: Request) -> Context:

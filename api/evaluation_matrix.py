@@ -9,6 +9,7 @@ from typing import Any
 
 from api import schemas
 from api.views import evaluation_view
+from cluster.errors import HoldfastError
 from cluster.spec.job import JobSpec, evaluation_domains
 
 
@@ -18,26 +19,31 @@ def evaluations_view(record: Any, rows: Sequence[Any]) -> schemas.Evaluations:
     domains = [suite.name for suite in evaluation_domains(job)]
     cells = {(item.row, item.domain): item for item in rows if item.at == "boundary"}
     measured = sorted({row for row, _ in cells})
+    figures, note = _retention(job, domains, cells)
     return schemas.Evaluations(
         domains=domains,
         rows=["base" if row == 0 else job.stages[row - 1].name for row in measured],
         score_matrix=[[cells[row, name].mean if (row, name) in cells else None for name in domains] for row in measured],
-        retention=_retention(job, domains, cells),
+        retention=figures,
+        retention_note=note,
         data=[evaluation_view(record, item) for item in rows],
     )
 
 
-def _retention(job: JobSpec, domains: list[str], cells: dict[tuple[int, str], Any]) -> dict[str, Any] | None:
-    """Over the complete rows from the base model on; None before the first stage has its row."""
+def _retention(job: JobSpec, domains: list[str], cells: dict[tuple[int, str], Any]) -> tuple[dict[str, Any] | None, str | None]:
+    """Over the complete rows from the base model on; none before the first stage has its row. Else why there are none."""
     complete: list[dict[str, list[float]]] = []
     while all((len(complete), name) in cells for name in domains):
         complete.append({name: cells[len(complete), name].scores for name in domains})
     if len(complete) < 2:
-        return None
+        return None, None
     from services.evaluation.retention import retention  # scipy: a second, and most calls come before it is needed
 
     trained = [[part.name for part in stage.domains] for stage in job.resolved_stages()[: len(complete) - 1]]
-    return plain(retention(complete, trained))
+    try:
+        return plain(retention(complete, trained)), None
+    except HoldfastError as error:
+        return None, error.message
 
 
 def plain(value: Any) -> Any:

@@ -13,7 +13,7 @@ import uuid
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from api.problems import problem_response
+from api.problems import unexpected_response
 
 log = logging.getLogger("holdfast.api")
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
@@ -69,9 +69,7 @@ class Observe:
             log.error("request %s failed: %s %r", request_id, scope["method"], scope["path"], exc_info=error)
             if status:
                 raise
-            detail = f"an internal error; the service's log has it under request {request_id}"
-            response = problem_response("internal_error", detail, request_id=request_id, instance=scope["path"])
-            await response(scope, receive, send_with_id)
+            await unexpected_response(error, request_id, scope["path"])(scope, receive, send_with_id)
         finally:
             self._metrics.in_flight.dec()
             self._record(scope, status, time.perf_counter() - started)

@@ -6,7 +6,6 @@ a ``request_id`` that the log has too, and ``errors`` that name each fault by a 
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,9 +18,8 @@ from starlette.routing import Match
 from cluster.errors import Conflict, HoldfastError, IllegalTransition, NotFound, SpecError
 
 MEDIA_TYPE = "application/problem+json"
-UNAVAILABLE_REASONS = ("store_unavailable", "store_unfit")
+UNAVAILABLE_REASONS = ("store_unavailable", "store_unfit", "store_unusable")
 TYPE_PREFIX = "/v1/problems/"
-log = logging.getLogger("holdfast.api")
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,15 +144,16 @@ async def _on_holdfast_error(request: Request, error: HoldfastError) -> JSONResp
     if isinstance(error, Conflict):
         code = "idempotency_key_reused" if "idempotency" in error.reason or "idempotency" in error.message.lower() else "conflict"
         return _answer(request, code, error.message)
-    if error.reason in UNAVAILABLE_REASONS:
-        return _answer(request, "service_unavailable", PROBLEMS["service_unavailable"].meaning, headers={"Retry-After": "2"})
-    return _internal(request, error)
+    raise error
 
 
-def _internal(request: Request, error: Exception) -> JSONResponse:
-    request_id = getattr(request.state, "request_id", "")
-    log.error("request %s failed: %s %s", request_id, request.method, request.url.path, exc_info=error)
-    return _answer(request, "internal_error", f"an internal error; the service's log has it under request {request_id}")
+def unexpected_response(error: Exception, request_id: str, instance: str) -> JSONResponse:
+    """For what no handler knows: 503 where the store is away, 500 otherwise. The error's own words stay in the log."""
+    if isinstance(error, HoldfastError) and error.reason in UNAVAILABLE_REASONS:
+        detail = "the job store does not answer; nothing was changed"
+        return problem_response("service_unavailable", detail, request_id=request_id, instance=instance, headers={"Retry-After": "2"})
+    detail = f"an internal error; the service's log has it under request {request_id}"
+    return problem_response("internal_error", detail, request_id=request_id, instance=instance)
 
 
 def add_problem_handlers(app: FastAPI) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any, Generic, Literal, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
 JobStatus = Literal["queued", "starting", "running", "pausing", "paused", "cancelling", "succeeded", "failed", "cancelled"]
 JOB_STATUSES: tuple[str, ...] = get_args(JobStatus)
@@ -150,6 +150,7 @@ class Evaluations(View):
     rows: list[str] = Field(description="'base', then the names of the stages that were evaluated")
     score_matrix: list[list[float | None]] = Field(description="score_matrix[row][domain]; null where not measured")
     retention: dict[str, Any] | None = Field(description="average score, backward transfer, forgetting, forward transfer, with 95 % intervals; null before the first stage was evaluated")
+    retention_note: str | None = Field(None, description="why there are no retention figures, where that is not for want of stages")
     data: list[Evaluation] = Field(description="every measurement, the ones during stages included")
 
 
@@ -166,9 +167,10 @@ class MetricPoint(View):
 
     key: str
     stage: str | None
-    step: int
+    step: int = Field(description="of the stage")
+    global_step: int = Field(description="of the job")
     value: float | None = Field(description="null where the value was not finite")
-    time: datetime | None = None
+    time: datetime = Field(validation_alias=AliasChoices("time", "time_ms", "timestamp_ms"))
 
 
 class Metrics(View):

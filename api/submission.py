@@ -73,7 +73,7 @@ def _unique(faults: list[dict[str, str]]) -> list[dict[str, str]]:
 
 
 PLACEHOLDER_STAGE = {"domain": {"kind": "arithmetic"}, "method": {"recipe": "sft"}}
-PLACEHOLDERS: dict[str, Any] = {"name": "placeholder", "model": {"path": "/"}, "stages": [{"name": "placeholder", **PLACEHOLDER_STAGE}]}
+PLACEHOLDERS: dict[str, Any] = {"name": "placeholder", "model": {"path": "/placeholder/which/does/not/exist"}, "stages": [{"name": "placeholder", **PLACEHOLDER_STAGE}]}
 """What stands in for the required parts of a job file while the rest is looked at."""
 
 

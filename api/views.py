@@ -6,12 +6,13 @@ from typing import Any
 
 from api import schemas
 from api.context import Context
+from services.tracking.links import run_links
 
 
 def job_view(record: Any, context: Context) -> schemas.Job:
     """A job as the API shows it."""
     runs = mlflow_runs(record, context)
-    stages = [stage_progress(record, stage, context) for stage in record.stages]
+    stages = [stage_progress(stage, runs) for stage in record.stages]
     here = f"/v1/jobs/{record.id}"
     return schemas.Job(
         id=record.id,
@@ -46,7 +47,7 @@ def job_view(record: Any, context: Context) -> schemas.Job:
     )
 
 
-def stage_progress(record: Any, stage: Any, context: Context) -> schemas.StageProgress:
+def stage_progress(stage: Any, runs: dict[str | None, str]) -> schemas.StageProgress:
     return schemas.StageProgress(
         index=stage.index,
         name=stage.name,
@@ -54,7 +55,7 @@ def stage_progress(record: Any, stage: Any, context: Context) -> schemas.StagePr
         step=stage.step,
         total_steps=stage.total_steps,
         message=stage.message,
-        mlflow_url=mlflow_runs(record, context).get(stage.name),
+        mlflow_url=runs.get(stage.name),
     )
 
 
@@ -101,4 +102,4 @@ def evaluation_view(record: Any, item: Any) -> schemas.Evaluation:
 
 def mlflow_runs(record: Any, context: Context) -> dict[str | None, str]:
     """Addresses of the runs in MLflow by stage name, None for the job's own; empty before there are any."""
-    return {}
+    return run_links(context.settings.run_dir(record.id), context.settings.mlflow_url)

@@ -14,8 +14,11 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
+
+from rollout.engines.actor import worker_environment
 
 VOCABULARY = 128
 MAX_MODEL_LEN = 512
@@ -101,12 +104,8 @@ class EngineProcess:
         context = multiprocessing.get_context("spawn")
         self._pipe, child = context.Pipe()
         self._process = context.Process(target=_serve, args=(child, options), daemon=True)
-        threads, os.environ["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS"), str(options["threads"])
-        self._process.start()
-        if threads is None:
-            del os.environ["OMP_NUM_THREADS"]
-        else:
-            os.environ["OMP_NUM_THREADS"] = threads
+        with mock.patch.dict(os.environ, worker_environment(options["threads"])):
+            self._process.start()
         child.close()
         atexit.register(self.close)
         self._answer()
@@ -154,6 +153,33 @@ def _attempt(work: Any, pipe: Any, *, report_value: bool = True) -> Any:
         return None
     pipe.send(("value", value if report_value else None))
     return value
+
+
+class DirectClient:
+    """The weight-sync client over engines at hand, without Ray."""
+
+    def __init__(self, *engines: Any):
+        self.engines = engines
+        self.version: int | None = None
+
+    def init_weight_transfer_engine(self, init_info: dict) -> None:
+        self._all("init_weight_transfer_engine", init_info)
+
+    def start_weight_update(self) -> None:
+        self._all("start_weight_update")
+
+    def update_weights(self, update_info: dict) -> None:
+        self._all("update_weights", update_info)
+
+    def finish_weight_update(self, weight_version: str | None = None) -> None:
+        self._all("finish_weight_update", weight_version)
+
+    def drain(self) -> None:
+        self._all("drain")
+
+    def _all(self, method: str, *arguments: Any) -> None:
+        for engine in self.engines:
+            getattr(engine, method)(*arguments)
 
 
 class PlainLearner:

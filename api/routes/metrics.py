@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Annotated
 
 from fastapi import APIRouter, Query
-from services.tracking.log import read_metrics
 
 from api.context import FoundJob, InContext
 from api.responses import JOB_ROUTE
 from api.schemas import MetricPoint, Metrics
+from services.tracking.log import read_metrics
 
 router = APIRouter(prefix="/v1/jobs/{job_id}", tags=["metrics"])
 
@@ -20,7 +20,7 @@ def get_metrics(
     context: InContext,
     key: Annotated[str | None, Query(max_length=250, description="one metric, such as reward/mean; every metric otherwise")] = None,
     stage: Annotated[str | None, Query(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")] = None,
-    since_step: Annotated[int | None, Query(ge=0, le=2**31, description="points at this step and later")] = None,
+    since_step: Annotated[int | None, Query(ge=0, le=2**31, description="points at this step and later: of the stage where one is given, of the job otherwise")] = None,
     max_points: Annotated[int, Query(ge=1, le=100_000, description="thinned evenly beyond this")] = 10_000,
 ) -> Metrics:
     """Points of a job's metrics. Where a restart repeated a step, its last value counts."""

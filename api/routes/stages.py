@@ -10,7 +10,7 @@ from api.context import Context, FoundJob, InContext
 from api.problems import ProblemError
 from api.responses import JOB_ROUTE
 from api.schemas import Page, Stage
-from api.views import checkpoint_view, evaluation_view, stage_progress
+from api.views import checkpoint_view, evaluation_view, mlflow_runs, stage_progress
 from cluster.spec.job import JobSpec
 
 router = APIRouter(prefix="/v1/jobs/{job_id}/stages", tags=["stages"])
@@ -34,12 +34,13 @@ def get_stage(record: FoundJob, context: InContext, stage: Annotated[str, Path(p
 
 
 def _stages(record: Any, context: Context) -> list[Stage]:
+    runs = mlflow_runs(record, context)
     resolved = JobSpec.model_validate(record.spec).resolved_stages()
     evaluations = [evaluation_view(record, item) for item in context.store.list_evaluations(record.id)]
     checkpoints = [checkpoint_view(record, item, context) for item in context.store.list_checkpoints(record.id)]
     return [
         Stage(
-            **stage_progress(record, item, context).model_dump(),
+            **stage_progress(item, runs).model_dump(),
             resolved=resolved[item.index].model_dump(mode="json"),
             evaluations=[row for row in evaluations if row.stage == item.name],
             checkpoints=[row for row in checkpoints if row.stage_index == item.index],

@@ -6,7 +6,7 @@ from typing import Any
 
 from sqlalchemy import Connection, insert, select, update
 
-from services.jobs.connection import Database, now_text
+from services.jobs.connection import Database, clean_text, now_text
 from services.jobs.ids import new_id
 from services.jobs.records import EventRecord
 from services.jobs.tables import events, jobs
@@ -46,7 +46,7 @@ def add_event(
     seq = connection.execute(select(jobs.c.last_event_seq).where(jobs.c.id == job_id)).scalar_one()
     connection.execute(
         insert(events).values(
-            id=new_id("evt"), job_id=job_id, seq=seq, kind=kind, level=level, stage=stage, message=message, data=data or {}, created_at=now_text()
+            id=new_id("evt"), job_id=job_id, seq=seq, kind=kind, level=level, stage=stage, message=clean_text(message), data=data or {}, created_at=now_text()
         )
     )
     return seq

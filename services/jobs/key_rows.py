@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import re
 import secrets
 
 from sqlalchemy import func, insert, select
 
 from services.jobs.connection import Database, now_text
 from services.jobs.tables import api_keys
+
+KEY = re.compile(r"hf_([0-9a-f]{8})_([0-9a-f]{64})")
 
 
 class KeyRows:
@@ -21,16 +24,19 @@ class KeyRows:
         """``hf_<id>_<secret>``; this is the only time that the secret is seen."""
         key_id, secret = secrets.token_hex(4), secrets.token_hex(32)
         with self.database.write() as connection:
-            connection.execute(insert(api_keys).values(id=key_id, name=name, secret_sha256=_digest(secret), created_at=now_text()))
+            connection.execute(insert(api_keys).values(id=key_id, name=name[:64], secret_sha256=_digest(secret), created_at=now_text()))
         return f"hf_{key_id}_{secret}"
 
     def verify_api_key(self, text: str) -> bool:
-        parts = text.split("_")
-        if len(parts) != 3 or parts[0] != "hf":
+        """Whether this is the whole text of a key. Takes as long for a wrong secret as for a right one."""
+        match = KEY.fullmatch(text)
+        if match is None:
             return False
+        key_id, secret = match.groups()
         with self.database.read() as connection:
-            stored = connection.execute(select(api_keys.c.secret_sha256).where(api_keys.c.id == parts[1])).scalar_one_or_none()
-        return hmac.compare_digest((stored or "").encode(), _digest(parts[2]).encode())
+            stored = connection.execute(select(api_keys.c.secret_sha256).where(api_keys.c.id == key_id)).scalar_one_or_none()
+        same = hmac.compare_digest((stored or _digest("")).encode(), _digest(secret).encode())
+        return same and stored is not None
 
     def num_api_keys(self) -> int:
         with self.database.read() as connection:

@@ -6,6 +6,8 @@ lease, writes of an attempt the attempt's id; a replaced writer is told so by ``
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from services.jobs.attempt_rows import AttemptRows
 from services.jobs.connection import Database
 from services.jobs.event_rows import EventRows
@@ -18,8 +20,8 @@ from services.jobs.result_rows import ResultRows
 class JobStore(JobRows, AttemptRows, EventRows, ResultRows, KeyRows, LeaseRows):
     """One file per noun; the methods are theirs."""
 
-    def __init__(self, url: str):
-        self.database = Database(url)
+    def __init__(self, url: str, *, lease_clock: Callable[[], float] | None = None):
+        self.database = Database(url, lease_clock=lease_clock)
 
     def migrate(self) -> None:
         self.database.migrate()

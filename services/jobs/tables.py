@@ -141,4 +141,5 @@ leases = Table(
     Column("holder", String(255), nullable=False),
     Column("epoch", Integer, nullable=False),
     Column("expires_at", Float, nullable=False),
+    Column("clock", String(64), nullable=False, server_default=""),
 )

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import json
+import shutil
 import threading
 import time
 
 import pytest
+from starlette.testclient import TestClient
+
+from api.app import create_app
+from cluster.errors import HoldfastError
+from services.tracking.log import RunLog
 
 
 def _submit(http, spec, **changes) -> dict:
@@ -209,3 +215,110 @@ def test_an_unexpected_error_is_a_500_without_its_words(http, store, monkeypatch
     assert (answer.status_code, document["code"]) == (500, "internal_error")
     assert "password" not in answer.text and "Traceback" not in answer.text
     assert document["request_id"] in caplog.text and "password in here" in caplog.text
+
+
+def _run_to_the_end(store, job_id: str, outcome: str) -> str:
+    """What scheduler and attempt would write; the attempt's id."""
+    epoch = store.acquire_lease("tests", 60.0)
+    attempt = store.start_attempt(job_id, epoch=epoch)
+    store.mark_running(attempt.id)
+    for index in range(2):
+        store.set_stage(attempt.id, index, status="succeeded", step=20, total_steps=20, message="reward 0.9")
+    for row, mean in ((0, 0.25), (1, 0.75), (2, 0.5)):
+        for domain in ("arithmetic", "strings"):
+            scores = [1.0] * round(64 * mean) + [0.0] * round(64 * (1 - mean))
+            store.record_evaluation(
+                attempt.id, row=row, stage_index=row - 1 if row else None, step=20 if row else 0, domain=domain, mean=mean, num_problems=64,
+                truncation_rate=0.125, mean_tokens=5.5, scores=scores, at="boundary",
+            )
+    store.commit_checkpoint(
+        attempt.id, id="ckpt_1", stage_index=1, step=20, global_step=40, path="/runs/x", manifest_sha256="a" * 64, kind="stage", policy_version=3
+    )
+    store.finish_attempt(attempt.id, outcome, reason=None, message="all stages done")
+    return attempt.id
+
+
+@pytest.mark.parametrize("outcome", ["succeeded", "failed"])
+def test_cancel_of_a_finished_job_is_a_409_that_says_so(http, spec, store, outcome):
+    job = _submit(http, spec)
+    _run_to_the_end(store, job["id"], outcome)
+    for action in ("cancel", "pause", "resume"):
+        answer = http.post(f"/v1/jobs/{job['id']}/{action}")
+        document = answer.json()
+        assert (answer.status_code, document["code"]) == (409, "illegal_transition")
+        assert f"already {outcome}" in document["detail"]
+        assert (document["job_status"], document["allowed"]) == (outcome, [])
+    assert http.get(f"/v1/jobs/{job['id']}").json()["status"] == outcome
+
+
+def test_what_a_finished_job_shows(http, spec, store, settings, monkeypatch):
+    job = _submit(http, spec)
+    attempt = _run_to_the_end(store, job["id"], "succeeded")
+    folder = settings.run_dir(job["id"])
+    folder.mkdir(parents=True)
+    links = {None: "http://mlflow/#/experiments/3/runs/parent", "strings": "http://mlflow/#/experiments/3/runs/child"}
+    monkeypatch.setattr("api.views.run_links", lambda run_dir, base: links if run_dir == folder else {})
+    shown = http.get("/v1/jobs/demo").json()
+    assert shown["status"] == "succeeded" and shown["finished_at"] is not None
+    assert shown["progress"] == {"stages_done": 2, "stages_total": 2, "steps_done": 40, "steps_total": 40}
+    assert shown["links"]["mlflow"] == "http://mlflow/#/experiments/3/runs/parent"
+    assert shown["stages"][1]["mlflow_url"].endswith("/runs/child") and shown["stages"][0]["mlflow_url"] is None
+
+    matrix = http.get("/v1/jobs/demo/evaluations").json()
+    assert matrix["rows"] == ["base", "arithmetic", "strings"]
+    assert matrix["score_matrix"] == [[0.25, 0.25], [0.75, 0.75], [0.5, 0.5]]
+    assert matrix["retention"]["backward_transfer"]["value"] == pytest.approx(-0.25)
+    assert matrix["retention"]["forgetting"]["value"] == pytest.approx(0.25)
+    assert matrix["retention"]["stage_gains"][0]["value"] == pytest.approx(0.5)
+    assert len(matrix["data"]) == 6 and matrix["data"][0]["stage"] is None
+
+    [checkpoint] = http.get("/v1/jobs/demo/checkpoints").json()["data"]
+    assert (checkpoint["stage"], checkpoint["step"], checkpoint["kind"]) == ("strings", 20, "stage")
+    assert checkpoint["policy_path"] == str(folder / "stages" / "1-strings" / "policy")
+    stage = http.get("/v1/jobs/demo/stages/strings").json()
+    assert [row["row"] for row in stage["evaluations"]] == [2, 2] and len(stage["checkpoints"]) == 1
+
+    logs = settings.ray_temp_dir / "session_of_tests" / "logs"
+    logs.mkdir(parents=True)
+    try:
+        (logs / f"job-driver-{attempt}.log").write_text("from the driver\n")
+        assert http.get("/v1/jobs/demo/logs").text == "from the driver\n"
+    finally:
+        shutil.rmtree(settings.ray_temp_dir)
+
+
+def test_metrics_come_from_the_log(http, spec, settings):
+    job = _submit(http, spec)
+    log = RunLog(settings.run_dir(job["id"]))
+    for step in range(4):
+        log.metrics(stage="arithmetic", stage_index=0, step=step, global_step=step, values={"reward": step / 4, "loss": 1.0 - step})
+    log.metrics(stage="strings", stage_index=1, step=0, global_step=4, values={"reward": 1.0})
+    log.close()
+    metrics = http.get("/v1/jobs/demo/metrics", params={"key": "reward", "stage": "arithmetic", "since_step": 2}).json()
+    assert metrics["keys"] == ["reward"]
+    assert [(point["step"], point["value"]) for point in metrics["data"]] == [(2, 0.5), (3, 0.75)]
+    everything = http.get("/v1/jobs/demo/metrics").json()
+    assert everything["keys"] == ["loss", "reward"]
+    assert [point["value"] for point in everything["data"] if point["key"] == "loss"] == [1.0, 0.0, -1.0, -2.0]
+    assert all(point["time"].startswith("20") for point in everything["data"])
+    assert len(http.get("/v1/jobs/demo/metrics", params={"key": "reward", "max_points": 2}).json()["data"]) == 2
+
+
+def test_a_store_that_is_away_is_a_503(http, store, monkeypatch):
+    def away(*args, **kwargs):
+        raise HoldfastError("connection to db.internal refused", reason="store_unavailable")
+
+    monkeypatch.setattr(store, "get_job", away)
+    answer = http.get("/v1/jobs/demo")
+    assert (answer.status_code, answer.json()["code"], answer.headers["retry-after"]) == (503, "service_unavailable", "2")
+    assert "db.internal" not in answer.text
+
+
+
+def test_a_store_that_is_away_while_the_key_is_looked_up_is_a_503(settings, store, monkeypatch):
+    def away(text):
+        raise HoldfastError("connection to db.internal refused", reason="store_unavailable")
+
+    monkeypatch.setattr(store, "verify_api_key", away)
+    http = TestClient(create_app(settings, store=store))
+    assert http.get("/version", headers={"Authorization": "Bearer hf_other"}).status_code == 503

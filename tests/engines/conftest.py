@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
-from tests.tiny_models import EngineProcess, PlainLearner, tiny_engine
+from services.weights.publisher import Publisher
+from tests.tiny_models import DirectClient, EngineProcess, PlainLearner, tiny_engine
+
+VERSION = 7
 
 
 @pytest.fixture(scope="session")
@@ -14,5 +19,10 @@ def reference() -> PlainLearner:
 
 
 @pytest.fixture
-def engine(reference: PlainLearner, tmp_path) -> EngineProcess:
-    return tiny_engine(tied=True)
+def engine(reference: PlainLearner, tmp_path: Path) -> EngineProcess:
+    """Holds the reference's weights as publication 7, whatever other tests have done to it."""
+    engine = tiny_engine(tied=True)
+    Publisher(
+        reference, rank=0, world_size=1, workers=[], backend="shared_memory", folder=tmp_path, client=DirectClient(engine)
+    ).publish(VERSION)
+    return engine

@@ -1,4 +1,4 @@
-"""Alembic's environment: always online, over the engine that the store hands in."""
+"""Alembic's entry: runs on the connection and in the transaction that ``Database.migrate`` hands over."""
 
 from __future__ import annotations
 
@@ -6,9 +6,7 @@ from alembic import context
 
 from services.jobs.tables import metadata
 
-with context.config.attributes["engine"].connect() as connection:
-    context.configure(connection=connection, target_metadata=metadata, render_as_batch=True)
-    with context.begin_transaction():
-        context.run_migrations()
-    if connection.in_transaction():
-        connection.commit()
+context.configure(
+    connection=context.config.attributes["connection"], target_metadata=metadata, transactional_ddl=True, render_as_batch=True
+)
+context.run_migrations()
