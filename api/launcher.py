@@ -164,7 +164,7 @@ class Launcher:
                 child = subprocess.Popen(
                     server.server_command(settings.home.absolute(), settings.mlflow_port),
                     env=environment,
-                    cwd=settings.home,
+                    cwd=settings.logs,
                     stdin=subprocess.DEVNULL,
                     stdout=output,
                     stderr=subprocess.STDOUT,
@@ -296,7 +296,7 @@ class Launcher:
             child = subprocess.Popen(
                 [sys.executable, "-m", "api.launcher", verb],
                 env=environment,
-                cwd=settings.home,
+                cwd=settings.logs,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,

@@ -176,7 +176,7 @@ def start_head(settings: Settings, *, log: Path) -> None:
             result = subprocess.run(
                 head_command(settings, gpus=count_gpus()),
                 env=environment,
-                cwd=settings.home,
+                cwd=log.parent,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,

@@ -12,6 +12,7 @@ between any two calls leaves a whole set of weights behind.
 from __future__ import annotations
 
 import json
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -91,6 +92,7 @@ class SnapshotEngine(WeightTransferEngine[SnapshotInitInfo, SnapshotUpdateInfo])
         from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 
         dtype = self.model_config.dtype
+        _silence_computed_buffers()
         initialize_layerwise_reload(self.model)
         try:
             self.model.load_weights((name, tensors[name].to(self.device, dtype)) for name in self._expected)
@@ -99,6 +101,15 @@ class SnapshotEngine(WeightTransferEngine[SnapshotInitInfo, SnapshotUpdateInfo])
 
     def shutdown(self) -> None:
         """Nothing is held open."""
+
+
+def _silence_computed_buffers() -> None:
+    """vLLM warns at every reload that rotary tables, which are computed, were not loaded."""
+    logging.getLogger("vllm.model_executor.model_loader.reload.layerwise").addFilter(_is_about_weights)
+
+
+def _is_about_weights(record: logging.LogRecord) -> bool:
+    return not (record.args and str(record.args[0]).endswith("RotaryEmbedding"))
 
 
 def check_complete(found: Shapes, expected: Shapes, version: int) -> None:

@@ -29,12 +29,12 @@ def build_report(
     checkpoints: Sequence[Mapping[str, Any]],
     metrics: Iterable[Mapping[str, Any]] = (),
     *,
-    mlflow: Mapping[str, str] | None = None,
+    mlflow: Mapping[str | None, str] | None = None,
 ) -> dict[str, Any]:
     """The content of report.json.
 
     ``evaluations`` and ``checkpoints`` are the store's rows as dicts, oldest first; ``metrics`` are points with key, value,
-    stage and step; ``mlflow`` are links by stage name, and ``job`` for the parent run.
+    stage and step; ``mlflow`` are links by stage name, the job's own under None.
     """
     spec = JobSpec.model_validate(job["spec"])
     stages = spec.resolved_stages()
@@ -58,7 +58,7 @@ def build_report(
         "seconds_per_step": {key.removeprefix(SECONDS_PREFIX): _mean(of_key) for key, of_key in points.items() if key.startswith(SECONDS_PREFIX)},
         "steps": len(points.get(STEP_SECONDS_KEY, [])),
         "completion_tokens_per_s": _mean(points.get(TOKENS_PER_S_KEY, [])),
-        "mlflow": links,
+        "mlflow": {"job": links.get(None), "stages": {name: link for name, link in links.items() if name is not None}},
     }
 
 
@@ -197,7 +197,8 @@ def _render_speed(report: Mapping[str, Any]) -> str:
         lines.append(["rollout", f"{report['completion_tokens_per_s']:,.0f} completion tokens/s"])
     seconds = sorted(report["seconds_per_step"].items(), key=lambda item: -item[1])
     lines += [[f"seconds per step, {name}", f"{value:.3f}"] for name, value in seconds]
-    lines += [[f"MLflow, {name}", link] for name, link in report["mlflow"].items()]
+    links = {"the job": report["mlflow"]["job"], **report["mlflow"]["stages"]}
+    lines += [[f"MLflow, {name}", link] for name, link in links.items() if link]
     return _table(lines) if lines else "No steps were recorded."
 
 

@@ -5,15 +5,17 @@ from __future__ import annotations
 from sqlalchemy import Connection, func, insert, select, update
 
 from cluster.errors import FencedError, NotFound
-from services.jobs.connection import Database, now_text
+from services.jobs.connection import Database, clean_text, now_text
 from services.jobs.event_rows import add_event
 from services.jobs.ids import new_id
 from services.jobs.job_rows import read_job, set_status, touch
 from services.jobs.lease_rows import check_epoch
 from services.jobs.records import AttemptRecord, JobRecord
+from services.jobs.states import settle
 from services.jobs.tables import attempts, jobs, stages
 
 COLUMNS = tuple(attempts.c[name] for name in AttemptRecord.__slots__)
+OUTCOMES = ("succeeded", "failed", "paused", "cancelled", "lost")
 
 
 class AttemptRows:
@@ -37,12 +39,14 @@ class AttemptRows:
             return _attempt(connection, attempt_id)
 
     def end_attempt(self, attempt_id: str, *, epoch: int, exit_reason: str, message: str | None = None) -> None:
-        """Close an attempt from outside; the job's own state is changed by ``transition``."""
+        """Close an attempt from outside; the job's own state is changed by ``transition``. One that has ended stays as it is."""
         with self.database.write() as connection:
             check_epoch(connection, epoch)
-            attempt = _attempt(connection, attempt_id)
-            _end(connection, attempt_id, exit_reason, message)
-            add_event(connection, attempt.job_id, kind="attempt.ended", level="warning", message=message or exit_reason, data={"reason": exit_reason})
+            job = read_job(connection, _attempt(connection, attempt_id).job_id, lock=True)
+            if _attempt(connection, attempt_id).ended_at is None:
+                _end(connection, attempt_id, exit_reason, message)
+                data = {"reason": exit_reason, "attempt": attempt_id}
+                add_event(connection, job.id, kind="attempt.ended", level="warning", message=message or exit_reason, data=data)
 
     def list_attempts(self, job_id: str) -> list[AttemptRecord]:
         query = select(*COLUMNS).where(attempts.c.job_id == job_id).order_by(attempts.c.number)
@@ -84,7 +88,9 @@ class AttemptRows:
         with self.database.write() as connection:
             job = live_job(connection, attempt_id)
             mine = (stages.c.job_id == job.id, stages.c.index == index)
-            connection.execute(update(stages).where(*mine).values(status=status, step=step, total_steps=total_steps, message=message))
+            values = {"status": status, "step": step, "total_steps": total_steps, "message": clean_text(message)}
+            if connection.execute(update(stages).where(*mine).values(**values)).rowcount == 0:
+                raise NotFound(f"job {job.id} has no stage {index}")
             touch(connection, job.id)
 
     def control(self, attempt_id: str) -> tuple[str, str]:
@@ -93,25 +99,39 @@ class AttemptRows:
             job = live_job(connection, attempt_id, lock=False)
             return job.desired_status, job.cancel_mode
 
-    def finish_attempt(self, attempt_id: str, outcome: str, *, reason: str | None, message: str | None) -> None:
-        """What the driver says happened: succeeded, failed, paused, cancelled, or lost, which queues the job again."""
+    def finish_attempt(self, attempt_id: str, outcome: str, reason: str | None, message: str | None) -> None:
+        """What the driver says happened: succeeded, failed, paused, cancelled, or lost, which queues the job again.
+
+        A job that stopped for a pause which was taken back meanwhile is queued again. Said twice, it counts once.
+        """
+        if outcome not in OUTCOMES:
+            raise ValueError(f"outcome is {outcome!r}; allowed: {', '.join(OUTCOMES)}")
         with self.database.write() as connection:
+            job = read_job(connection, _attempt(connection, attempt_id).job_id, lock=True)
+            attempt = _attempt(connection, attempt_id)
+            if attempt.ended_at is not None and attempt.exit_reason == (reason or outcome) and _is_newest(connection, attempt):
+                return  # the answer to the first call was lost on its way
             job = live_job(connection, attempt_id)
             _end(connection, attempt_id, reason or outcome, message)
             if outcome == "lost":
                 add_event(connection, job.id, kind="attempt.ended", level="warning", message=message or "lost", data={"reason": reason})
-                outcome = {"cancelled": "cancelled", "paused": "paused"}.get(job.desired_status, "queued")
-            set_status(connection, job, outcome, reason=reason, message=message)
+            to = settle("queued" if outcome == "lost" else outcome, job.desired_status)
+            set_status(connection, job, to, reason=reason, message=message)
 
 
 def live_job(connection: Connection, attempt_id: str, *, lock: bool = True) -> JobRecord:
     """The job of an attempt that may write. Raises ``FencedError`` where it ended or is not the newest."""
     attempt = _attempt(connection, attempt_id)
     job = read_job(connection, attempt.job_id, lock=lock)
-    newest = connection.execute(select(func.max(attempts.c.number)).where(attempts.c.job_id == job.id)).scalar_one()
-    if attempt.ended_at is not None or attempt.number != newest:
-        raise FencedError(f"attempt {attempt_id} was replaced or has ended; it may not write")
+    attempt = _attempt(connection, attempt_id)  # again: it may have ended while the job's lock was waited for
+    if attempt.ended_at is not None or not _is_newest(connection, attempt):
+        raise FencedError(f"attempt {attempt_id} was replaced or has ended; it may not write", details={"attempt_id": attempt_id})
     return job
+
+
+def _is_newest(connection: Connection, attempt: AttemptRecord) -> bool:
+    newest = connection.execute(select(func.max(attempts.c.number)).where(attempts.c.job_id == attempt.job_id)).scalar_one()
+    return attempt.number == newest
 
 
 def _attempt(connection: Connection, attempt_id: str) -> AttemptRecord:
@@ -123,5 +143,5 @@ def _attempt(connection: Connection, attempt_id: str) -> AttemptRecord:
 
 def _end(connection: Connection, attempt_id: str, exit_reason: str, message: str | None) -> None:
     connection.execute(
-        update(attempts).where(attempts.c.id == attempt_id).values(ended_at=now_text(), exit_reason=exit_reason, message=message)
+        update(attempts).where(attempts.c.id == attempt_id).values(ended_at=now_text(), exit_reason=exit_reason[:64], message=clean_text(message))
     )

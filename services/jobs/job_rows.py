@@ -12,15 +12,15 @@ from sqlalchemy.exc import IntegrityError
 
 from cluster.errors import Conflict, NotFound
 from cluster.spec.job import JobSpec
-from services.jobs.connection import Database, now_text
+from services.jobs.connection import Database, clean_text, now_text
 from services.jobs.event_rows import add_event
 from services.jobs.ids import new_id
 from services.jobs.lease_rows import check_epoch
 from services.jobs.records import JobRecord, StageRecord
-from services.jobs.states import TERMINAL, check_request, check_transition
-from services.jobs.tables import jobs, stages
+from services.jobs.states import ACTIVE, STAGES_WHEN_LEAVING, TERMINAL, check_request, check_transition, settle
+from services.jobs.tables import attempts, events, jobs, stages
 
-RECORD_COLUMNS = tuple(name for name in JobRecord.__slots__ if name != "stages")
+COLUMNS = tuple(jobs.c[name] for name in JobRecord.__slots__ if name != "stages")
 
 
 class JobRows:
@@ -93,13 +93,13 @@ class JobRows:
 
     def get_job(self, job: str) -> JobRecord:
         """By id, or the newest by name. Raises ``NotFound``."""
+        by_name = select(jobs.c.id).where(jobs.c.name == job).order_by(jobs.c.id.desc()).limit(1)
         with self.database.read() as connection:
-            if job.startswith("job_"):
-                return _read(connection, job)
-            row = connection.execute(select(jobs.c.id).where(jobs.c.name == job).order_by(jobs.c.id.desc()).limit(1)).first()
-            if row is None:
-                raise NotFound(f"there is no job {job!r}")
-            return _read(connection, row.id)
+            is_id = connection.execute(select(jobs.c.id).where(jobs.c.id == job)).first() is not None
+            job_id = job if is_id else connection.execute(by_name).scalar_one_or_none()
+            if job_id is None:
+                raise NotFound(f"there is no job with the id or name {job!r}")
+            return _read(connection, job_id)
 
     def list_jobs(
         self,
@@ -120,20 +120,29 @@ class JobRows:
             conditions.append(jobs.c.name == name)
         if after is not None:
             conditions.append(jobs.c.id < after if order == "desc" else jobs.c.id > after)
-        conditions += [jobs.c.labels[key].as_string() == value for key, value in wanted.items()]
-        query = select(jobs.c.id).where(and_(True, *conditions)).order_by(jobs.c.id.desc() if order == "desc" else jobs.c.id).limit(limit + 1)
+        conditions += [self._has_label(key, value) for key, value in wanted.items()]
+        query = select(*COLUMNS).where(and_(True, *conditions)).order_by(jobs.c.id.desc() if order == "desc" else jobs.c.id).limit(limit + 1)
         with self.database.read() as connection:
-            ids = [row.id for row in connection.execute(query)]
-            return [_read(connection, job_id) for job_id in ids[:limit]], len(ids) > limit
+            rows = connection.execute(query).mappings().all()
+            return _records(connection, rows[:limit]), len(rows) > limit
+
+    def _has_label(self, key: str, value: str) -> Any:
+        """Labels are looked up as rows, so that a key may hold any character."""
+        unfold = func.json_each if self.database.is_sqlite else func.json_each_text
+        label = unfold(jobs.c.labels).table_valued("key", "value")
+        return select(1).select_from(label).where(label.c.key == key, label.c.value == value).correlate(jobs).exists()
 
     def jobs_in(self, statuses: Sequence[str]) -> list[JobRecord]:
         """Oldest first."""
+        query = select(*COLUMNS).where(jobs.c.status.in_(list(statuses))).order_by(jobs.c.id)
         with self.database.read() as connection:
-            ids = connection.execute(select(jobs.c.id).where(jobs.c.status.in_(list(statuses))).order_by(jobs.c.id)).scalars().all()
-            return [_read(connection, job_id) for job_id in ids]
+            return _records(connection, connection.execute(query).mappings().all())
 
     def next_queued(self) -> JobRecord | None:
-        return next(iter(self.jobs_in(["queued"])), None)
+        """The job that waits longest."""
+        query = select(*COLUMNS).where(jobs.c.status == "queued").order_by(jobs.c.id).limit(1)
+        with self.database.read() as connection:
+            return next(iter(_records(connection, connection.execute(query).mappings().all())), None)
 
     def count_jobs(self) -> dict[str, int]:
         with self.database.read() as connection:
@@ -146,51 +155,85 @@ class JobRows:
     # -- what users ask for ------------------------------------------------------------------------------------------
 
     def request_cancel(self, job_id: str, mode: str = "graceful") -> JobRecord:
+        """``graceful``: at the next step, with a checkpoint; ``now``: at once. A cancel is never taken back."""
         return self._request(job_id, "cancel", desired="cancelled", at_once={"queued": "cancelled", "paused": "cancelled"}, mode=mode)
 
     def request_pause(self, job_id: str) -> JobRecord:
+        """Stop at the next step with a checkpoint, and leave the cluster."""
         return self._request(job_id, "pause", desired="paused", at_once={"queued": "paused"})
 
     def request_resume(self, job_id: str) -> JobRecord:
+        """Queue a paused job again, or take back a pause that has not happened yet."""
         return self._request(job_id, "resume", desired="running", at_once={"paused": "queued"})
 
-    def _request(self, job_id: str, action: str, *, desired: str, at_once: dict[str, str], mode: str | None = None) -> JobRecord:
+    def _request(self, job_id: str, action: str, *, desired: str, at_once: dict[str, str], mode: str = "graceful") -> JobRecord:
         with self.database.write() as connection:
             job = _read(connection, job_id, lock=True)
-            check_request(job.id, job.status, action)
-            values: dict[str, Any] = {"desired_status": desired}
-            if mode is not None:
-                values["cancel_mode"] = mode
-            _update(connection, job.id, **values)
+            check_request(job.id, _stands(job), action)
+            new = job.desired_status != desired or (mode == "now" and job.cancel_mode != "now")
+            if job.status in TERMINAL or not new:
+                return job
+            _update(connection, job.id, desired_status=desired, cancel_mode="now" if mode == "now" else job.cancel_mode)
             add_event(connection, job.id, kind="job.request", message=f"{action} was asked for", data={"action": action})
+            job = _read(connection, job.id)
             if job.status in at_once:
                 set_status(connection, job, at_once[job.status], reason=f"{action}_requested", message=None)
+            elif job.status == "pausing" and desired == "running":
+                set_status(connection, job, _before_pausing(connection, job.id), reason="resume_requested", message="the pause was taken back")
             return _read(connection, job.id)
 
     # -- what the scheduler does -------------------------------------------------------------------------------------
 
-    def transition(self, job_id: str, to: str, *, epoch: int, reason: str | None = None, message: str | None = None) -> None:
+    def transition(self, job_id: str, to: str, *, epoch: int, reason: str | None = None, message: str | None = None) -> JobRecord:
+        """Move a job, or leave it where it is if it is there already. Where its user wants something else by now than the
+        scheduler knew, it goes there (``states.settle``). Raises ``FencedError`` and ``IllegalTransition``."""
         with self.database.write() as connection:
             check_epoch(connection, epoch)
-            set_status(connection, _read(connection, job_id, lock=True), to, reason=reason, message=message)
+            job = _read(connection, job_id, lock=True)
+            settled = settle(to, job.desired_status)
+            withdrawn = to == "pausing" and settled == "running"
+            if settled != job.status and not withdrawn:
+                set_status(connection, job, settled, reason=reason if settled == to else settled, message=message)
+            return _read(connection, job_id)
 
 
 def set_status(connection: Connection, job: JobRecord, to: str, *, reason: str | None, message: str | None) -> None:
-    """A legal change of state, with its event. Raises ``IllegalTransition``."""
+    """A legal change of state with its event. A job that leaves the cluster takes its stages and its open attempt along.
+    Raises ``IllegalTransition``."""
     check_transition(job.id, job.status, to)
+    message = clean_text(message)
     values: dict[str, Any] = {"status": to, "reason": reason, "message": message}
     if to == "running" and job.started_at is None:
         values["started_at"] = now_text()
+    if to == "starting":
+        values["cancel_mode"] = "graceful"
     if to in TERMINAL:
         values["finished_at"] = now_text()
-    if to == "queued":
-        values["desired_status"] = "running"
+    if to == "cancelled":
+        values["desired_status"] = "cancelled"
     _update(connection, job.id, **values)
-    if to in ("failed", "cancelled"):
-        connection.execute(update(stages).where(stages.c.job_id == job.id, stages.c.status == "running").values(status=to))
+    if to in STAGES_WHEN_LEAVING:
+        for status, becomes in STAGES_WHEN_LEAVING[to].items():
+            connection.execute(update(stages).where(stages.c.job_id == job.id, stages.c.status == status).values(status=becomes))
+        still_open = (attempts.c.job_id == job.id, attempts.c.ended_at.is_(None))
+        connection.execute(update(attempts).where(*still_open).values(ended_at=now_text(), exit_reason=reason or to, message=message))
     text = f"{job.status} -> {to}" + (f": {message}" if message else "")
-    level = "error" if to == "failed" else "info"
-    add_event(connection, job.id, kind="job.status", level=level, message=text, data={"status": to, "reason": reason})
+    level = "error" if to == "failed" else "warning" if to == "queued" and job.status in ACTIVE else "info"
+    add_event(connection, job.id, kind="job.status", level=level, message=text, data={"status": to, "from": job.status, "reason": reason})
+
+
+def _stands(job: JobRecord) -> str:
+    """The state that requests are held against: what was asked for last counts, though the scheduler has not seen it yet."""
+    if job.status in ACTIVE and job.desired_status != "running":
+        return {"paused": "pausing", "cancelled": "cancelling"}[job.desired_status]
+    return job.status
+
+
+def _before_pausing(connection: Connection, job_id: str) -> str:
+    """Running, unless no event says that the newest attempt ever ran."""
+    last = select(events.c.data).where(events.c.job_id == job_id, events.c.kind == "job.status").order_by(events.c.seq.desc()).limit(2)
+    seen = [row.data.get("status") for row in connection.execute(last)]
+    return "starting" if seen == ["pausing", "starting"] else "running"
 
 
 def _update(connection: Connection, job_id: str, **values: Any) -> None:
@@ -203,13 +246,20 @@ def touch(connection: Connection, job_id: str) -> None:
 
 
 def _read(connection: Connection, job_id: str, *, lock: bool = False) -> JobRecord:
-    query = select(*(jobs.c[name] for name in RECORD_COLUMNS)).where(jobs.c.id == job_id)
+    query = select(*COLUMNS).where(jobs.c.id == job_id)
     row = connection.execute(query.with_for_update() if lock else query).mappings().first()
     if row is None:
         raise NotFound(f"there is no job {job_id!r}")
-    parts = connection.execute(select(stages).where(stages.c.job_id == job_id).order_by(stages.c.index)).mappings()
-    progress = tuple(StageRecord(**{name: part[name] for name in StageRecord.__slots__}) for part in parts)
-    return JobRecord(**row, stages=progress)
+    return _records(connection, [row])[0]
+
+
+def _records(connection: Connection, rows: Sequence[Any]) -> list[JobRecord]:
+    """Records of job rows in the same order, with their stages, which one query fetches for all."""
+    found: dict[str, list[StageRecord]] = {row["id"]: [] for row in rows}
+    query = select(stages).where(stages.c.job_id.in_(list(found))).order_by(stages.c.job_id, stages.c.index)
+    for part in connection.execute(query).mappings() if rows else ():
+        found[part["job_id"]].append(StageRecord(**{name: part[name] for name in StageRecord.__slots__}))
+    return [JobRecord(**row, stages=tuple(found[row["id"]])) for row in rows]
 
 
 read_job = _read

@@ -6,6 +6,7 @@ from typing import Any
 
 from sqlalchemy import delete, insert, select, update
 
+from cluster.errors import Conflict
 from services.jobs.attempt_rows import live_job
 from services.jobs.connection import Database, now_text
 from services.jobs.event_rows import add_event
@@ -22,6 +23,11 @@ class ResultRows:
         """The commit point: row, progress mark and event in one transaction. Fields as in ``CheckpointRecord``."""
         with self.database.write() as connection:
             job = live_job(connection, attempt_id)
+            known = connection.execute(select(checkpoints.c.job_id, checkpoints.c.manifest_sha256).where(checkpoints.c.id == fields["id"])).first()
+            if known is not None:
+                if (known.job_id, known.manifest_sha256) != (job.id, fields["manifest_sha256"]):
+                    raise Conflict(f"checkpoint {fields['id']} was committed before with other content", reason="checkpoint_id_reused")
+                return  # the answer to the first call was lost on its way
             connection.execute(
                 insert(checkpoints).values(job_id=job.id, attempt_id=attempt_id, state="committed", created_at=now_text(), **fields)
             )
@@ -40,8 +46,8 @@ class ResultRows:
         return good[-1] if good else None
 
     def list_checkpoints(self, job_id: str) -> list[CheckpointRecord]:
-        """In the order in which they were committed."""
-        query = select(checkpoints).where(checkpoints.c.job_id == job_id).order_by(checkpoints.c.id)
+        """In the order in which they were committed; the version of the policy grows over restarts, too."""
+        query = select(checkpoints).where(checkpoints.c.job_id == job_id).order_by(checkpoints.c.policy_version, checkpoints.c.id)
         with self.database.read() as connection:
             return [CheckpointRecord(**row) for row in connection.execute(query).mappings()]
 

@@ -16,7 +16,7 @@ class AttemptCalls:
 
     def describe(self, attempt_id: str) -> dict[str, Any]:
         job = self._job(attempt_id)
-        return {"job_id": job.id, "spec": job.spec, "resolved": job.resolved}
+        return {"job_id": job.id, "spec": with_resolved_paths(job.spec, job.resolved), "resolved": job.resolved}
 
     def waiting(self, attempt_id: str, message: str) -> None:
         self._event(attempt_id, "job.waiting", message, level="warning")
@@ -113,3 +113,18 @@ class AttemptCalls:
         self, attempt_id: str, kind: str, message: str, *, level: str = "info", data: dict | None = None, stage: str | None = None
     ) -> None:
         self._store.append_event(self._job(attempt_id).id, kind=kind, level=level, message=message, data=data, stage=stage)
+
+
+def with_resolved_paths(spec: Any, resolved: dict[str, Any]) -> Any:
+    """The spec with every data file's path as admission found it, since an attempt runs in another folder."""
+    known = resolved.get("datasets") or {}
+
+    def resolve(value: Any) -> Any:
+        if isinstance(value, dict):
+            changed = {key: resolve(item) for key, item in value.items()}
+            if value.get("kind") == "dataset" and value.get("path") in known:
+                changed["path"] = known[value["path"]].get("path", value["path"])
+            return changed
+        return [resolve(item) for item in value] if isinstance(value, list | tuple) else value
+
+    return resolve(spec)

@@ -56,11 +56,15 @@ class Reconciler:
                 "failed",
                 epoch=self._epoch(),
                 reason="attempts_exhausted",
-                message=f"{MAX_ATTEMPTS_WITHOUT_PROGRESS} attempts in a row ended without a new checkpoint",
+                message=f"{MAX_ATTEMPTS_WITHOUT_PROGRESS} attempts in a row ended without a new checkpoint; the last said: {self._last_words(job)}",
             )
             return
         attempt = self._store.start_attempt(job.id, epoch=self._epoch())
         self._launcher.launch(attempt.id)
+
+    def _last_words(self, job) -> str:
+        attempts = self._store.list_attempts(job.id)
+        return (attempts[-1].message if attempts else None) or "nothing"
 
     def _advance(self, job) -> None:
         attempts = self._store.list_attempts(job.id)

@@ -55,7 +55,7 @@ def _metrics():
 
 
 def test_the_report_of_a_finished_job():
-    report = build_report(JOB, _evaluations(), CHECKPOINTS, _metrics(), mlflow={"job": "http://m/#1", "add": "http://m/#2"})
+    report = build_report(JOB, _evaluations(), CHECKPOINTS, _metrics(), mlflow={None: "http://m/#1", "add": "http://m/#2"})
     matrix = report["score_matrix"]
     assert matrix["rows"] == ["base", "add", "sort"] and matrix["domains"] == ["add", "sort"]
     assert matrix["means"] == [[0.25, 0.5], [0.75, 0.25], [0.5, 1.0]]
@@ -70,6 +70,7 @@ def test_the_report_of_a_finished_job():
     assert report["seconds_per_step"] == {"rollout": 1.5, "step": 2.0} and report["steps"] == 4
     assert report["completion_tokens_per_s"] == 5001.5
     assert report["stages"][0]["mlflow"] == "http://m/#2" and report["stages"][1]["mlflow"] is None
+    assert report["mlflow"] == {"job": "http://m/#1", "stages": {"add": "http://m/#2"}}
     assert (report["stages"][1]["first_reward"], report["stages"][1]["last_reward"]) == (0.1, 0.2)
     assert json.loads(json.dumps(report, allow_nan=False)) == report
 
@@ -92,7 +93,7 @@ def test_a_job_under_way_has_the_rows_that_are_complete():
 
 
 def test_the_text_holds_the_figures_that_the_report_holds():
-    report = build_report(JOB, _evaluations(), CHECKPOINTS, _metrics(), mlflow={"job": "http://m/#1"})
+    report = build_report(JOB, _evaluations(), CHECKPOINTS, _metrics(), mlflow={None: "http://m/#1"})
     text = render_text(report)
     assert text.isascii()
     matrix_line = next(line for line in text.splitlines() if line.startswith("add ") and "0.750 [" in line)

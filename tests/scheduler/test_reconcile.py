@@ -22,6 +22,7 @@ class Job:
 class Attempt:
     id: str
     ended_at: str | None = None
+    message: str | None = None
 
 
 @dataclass

@@ -16,6 +16,9 @@ from services.weights.parity import ParityProbe
 from tests.tiny_models import PlainLearner
 from tests.weights.conftest import PROMPTS, Pair
 
+PARITY_NATS = 1e-5
+"""What float32 on both sides gives on a random model, with some room."""
+
 
 class Mutated:
     """A learner that leaves tensors out, adds one, or cuts one short; ``declared`` too when it lies consistently."""
@@ -45,7 +48,7 @@ def test_a_publication_brings_the_engine_to_the_learner(pair: Pair):
         pair.learner.perturb(seed=version)
         assert pair.difference() > 0.01  # stale before
         publication = publisher.publish(version)
-        assert pair.difference() < 1e-5
+        assert pair.difference() < PARITY_NATS
         assert publication.version == version
         assert publication.num_tensors == len(pair.learner.parameter_metadata())
         assert publication.bytes == publication.snapshot.stat().st_size > 3_000_000
@@ -108,10 +111,10 @@ def test_a_publication_that_is_not_whole_is_refused_and_changes_nothing(pair: Pa
     assert caught.value.reason == "publication_incomplete"
     pair.publisher().drain()
     assert pair.engine.info()["policy_version"] == 1
-    if not pair.engine.info()["must_publish"]:
-        assert pair.difference() < 1e-5  # still publication 1, whole
+    assert not pair.engine.info()["must_publish"]
+    assert pair.difference() < PARITY_NATS  # still publication 1, whole
     pair.publisher().publish(3)
-    assert pair.difference() < 1e-5
+    assert pair.difference() < PARITY_NATS
 
 
 def update_by_hand(pair: Pair, tensors: list, *, finish: bool, num_tensors: int | None = None) -> None:
@@ -152,14 +155,14 @@ def test_killed_between_update_and_finish(pair: Pair):
 
 def test_a_drain_without_anything_open_is_harmless(pair: Pair):
     pair.publisher().drain()
-    assert pair.difference() < 1e-5
+    assert pair.difference() < PARITY_NATS
 
 
 def test_a_half_open_update_is_drained_and_sent_whole_again(pair: Pair):
     pair.learner.perturb(seed=6)
     pair.client.start_weight_update()  # a start of the next learner would raise 'already active'
     publication = pair.publisher().publish(2)
-    assert publication.version == 2 and pair.difference() < 1e-5
+    assert publication.version == 2 and pair.difference() < PARITY_NATS
 
 
 def test_a_load_that_fails_half_way_leaves_nothing_to_sample_from(pair: Pair):
@@ -177,7 +180,7 @@ def test_a_load_that_fails_half_way_leaves_nothing_to_sample_from(pair: Pair):
 def assert_recovers(pair: Pair) -> None:
     pair.learner.perturb(seed=8)
     pair.publisher().publish(4)
-    assert pair.difference() < 1e-5
+    assert pair.difference() < PARITY_NATS
     assert set(pair.sample().policy_versions) == {4}
 
 
@@ -186,7 +189,7 @@ def test_a_stale_engine_fails_the_parity_probe(pair: Pair):
     sample = pair.sample(probe)
     assert probe.compare(sample, pair.score(sample)) < 1e-4
     pair.learner.perturb(seed=21)
-    with pytest.raises(ParityError, match="bound is 1.0e-03") as caught:
+    with pytest.raises(ParityError, match="the bound is") as caught:
         probe.compare(sample, pair.score(sample))
     assert caught.value.reason == "parity_exceeded"
     assert probe.max_abs_nats == caught.value.details["max_abs_nats"] > 0.01
@@ -206,4 +209,4 @@ def test_an_update_of_the_embedding_alone_is_what_the_probe_is_for(pair: Pair):
         with pytest.raises(WeightTransferError, match=r"lm_head\.weight"):
             check_announced({name: tuple(t.shape) for name, t in tensors if name != "lm_head.weight"}, {})
     else:
-        assert pair.difference() < 1e-5
+        assert pair.difference() < PARITY_NATS
