@@ -69,6 +69,7 @@ class Attempt:
 
         from services.scheduler.model_source import local_folder
 
+        self._check_nodes(sum(node["Alive"] for node in ray.nodes()))
         compute = self.job.compute
         needs_teacher = any(stage.composition.teacher is not None for stage in self.job.resolved_stages())
         layout = plan_layout(
@@ -87,6 +88,15 @@ class Attempt:
         outcome = self._fit(layout, folder, workers, teachers)
         self._write_report()
         return outcome
+
+    def _check_nodes(self, num_nodes: int) -> None:
+        """SQLite and a local home mean one node."""
+        if num_nodes > 1 and self.settings.database.startswith("sqlite"):
+            raise HoldfastError(
+                f"the cluster has {num_nodes} nodes and the job store is SQLite, which means one node: set HOLDFAST_DATABASE_URL to "
+                "PostgreSQL and HOLDFAST_HOME to storage that every node shares",
+                reason="single_node_store",
+            )
 
     def dtype(self, layout: Layout) -> str:
         wanted = self.job.model.dtype

@@ -1,0 +1,1 @@
+"""The commands of ``holdfast``, one file per noun. Nothing heavy is imported before a command runs."""
