@@ -210,7 +210,7 @@ class PlainLearner:
     def sequence_logprobs(self, prompts: list, completions: list, *, temperature: float) -> list:
         """float32 [T] of each completion's ids."""
         full = self.full_logprobs(prompts, completions, temperature)
-        return [rows.gather(1, torch.as_tensor(ids).long()[:, None])[:, 0].numpy() for rows, ids in zip(full, completions, strict=True)]
+        return [rows.gather(1, torch.tensor(ids).long()[:, None])[:, 0].numpy() for rows, ids in zip(full, completions, strict=True)]
 
     @torch.no_grad()
     def full_logprobs(self, prompts: list, completions: list, temperature: float = 1.0) -> list[torch.Tensor]:

@@ -69,7 +69,7 @@ class WorkerClient:
         except ray.exceptions.GetTimeoutError as error:
             raise WeightTransferError(f"{method} was not done by every engine within {deadline_s:g} s") from error
         except ray.exceptions.RayActorError as error:
-            raise WeightTransferError(f"an engine died during {method}", reason="rollout_worker_lost") from error
+            raise WeightTransferError(f"an engine died during {method}: {str(error).strip().splitlines()[0]}", reason="rollout_worker_lost") from error
         except ray.exceptions.RayTaskError as error:
             if isinstance(error.cause, HoldfastError):
                 raise error.cause from error

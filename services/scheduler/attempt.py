@@ -135,6 +135,7 @@ class Attempt:
                 model_folder=str(folder),
                 device=layout.device,
                 threads=layout.threads,
+                dtype=self.dtype(layout),
                 placement_group=group,
                 first_bundle=layout.rollout_workers,
                 num_gpus=layout.teacher_gpus,
@@ -182,7 +183,7 @@ class Attempt:
     def _write_report(self) -> None:
         from services.scheduler.reporting import write_report
 
-        write_report(self.link.call("report_source"), self.run_dir, self.settings.runs)
+        write_report(self.link.call("report_source"), self.run_dir, self.settings.runs, mlflow_url=self.settings.mlflow_url)
 
 
 if __name__ == "__main__":

@@ -102,6 +102,13 @@ class Lead:
         )
         self.parts.canary.restart(stage.composition.teacher, follow)
 
+    def record_bring_up(self) -> None:
+        """The parity of the first publication of this incarnation, which belongs to no step."""
+        step = self._progress.cursor.global_step
+        self.parts.log.metrics(
+            stage=None, stage_index=None, step=step, global_step=step, values={"parity/max_abs_nats": self._parity_nats}
+        )
+
     # -- one step ----------------------------------------------------------------------------------------------------
 
     def prepare(self, step: int, version: int) -> list[BatchShard]:

@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from services.evaluation.report import build_report
+from services.tracking.links import run_links
 from services.tracking.log import read_metrics
 
 
-def write_report(source: dict[str, Any], run_dir: Path, runs: Path) -> dict[str, Any]:
+def write_report(source: dict[str, Any], run_dir: Path, runs: Path, *, mlflow_url: str) -> dict[str, Any]:
     """``runs/<job id>/report.json``, and ``runs/<job name>`` as a link to the newest job of that name."""
-    report = build_report(source["job"], source["evaluations"], source["checkpoints"], read_metrics(run_dir))
+    links = run_links(run_dir, mlflow_url)
+    report = build_report(source["job"], source["evaluations"], source["checkpoints"], read_metrics(run_dir), mlflow=links)
     temporary = run_dir / "report.json.tmp"
     temporary.write_text(json.dumps(report, indent=1))
     os.replace(temporary, run_dir / "report.json")

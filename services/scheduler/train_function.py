@@ -143,7 +143,11 @@ class JobRun:
         if self.checkpoint is not None:
             self.learner.load_state(Path(self.checkpoint))
         publish_and_follow(self.world, Phases(), follow=False)
-        self.ranks.from_lead(lambda: self.parts.evaluations.boundary(0, None, 0))
+        self.ranks.from_lead(self._brought_up)
+
+    def _brought_up(self) -> None:
+        self.lead.record_bring_up()
+        self.parts.evaluations.boundary(0, None, 0)
 
     def _drain(self) -> None:
         """Close what the lost incarnation left open and put the teacher where the checkpoint has it."""

@@ -55,7 +55,7 @@ def test_two_stages_succeed_and_every_domain_is_scored_three_times(service: Serv
 
 def test_engines_and_learner_agreed_after_every_publication(service: Service, finished: dict):
     points = _metric(service, finished["id"], "parity/max_abs_nats")
-    assert len(points) == 8
+    assert len(points) == 9
     assert max(point["value"] for point in points) < 1e-4
 
 

@@ -100,7 +100,7 @@ def test_the_support_is_the_top_k_of_the_full_distribution(engine: EngineProcess
         assert all(len(set(row)) == SUPPORT_K for row in completion.support_ids.tolist())
         in_support = (completion.support_ids == completion.token_ids[:, None]).any(axis=1)
         outside += int((~in_support).sum())
-        expected = rows.gather(1, torch.as_tensor(completion.token_ids).long()[:, None])[:, 0].numpy()
+        expected = rows.gather(1, torch.tensor(completion.token_ids).long()[:, None])[:, 0].numpy()
         np.testing.assert_allclose(completion.logprobs, expected, atol=1e-4)
     assert outside > 0  # a sampled id outside the top K was met
 
@@ -119,9 +119,9 @@ def test_a_nucleus_renormalises_the_logprobs(engine: EngineProcess, reference: P
         ordered, ids = torch.sort(rows.exp(), dim=1, descending=True)
         nucleus = torch.cumsum(ordered, dim=1) - ordered < 0.7
         mass = (ordered * nucleus).sum(dim=1)
-        sampled = rows.gather(1, torch.as_tensor(completion.token_ids).long()[:, None])[:, 0]
+        sampled = rows.gather(1, torch.tensor(completion.token_ids).long()[:, None])[:, 0]
         np.testing.assert_allclose(completion.logprobs, (sampled - mass.log()).numpy(), atol=1e-3)
-        assert ((ids == torch.as_tensor(completion.token_ids)[:, None]) & nucleus).any(dim=1).all()
+        assert ((ids == torch.tensor(completion.token_ids)[:, None]) & nucleus).any(dim=1).all()
 
 
 def test_requests_the_engine_cannot_hold_are_refused(engine: EngineProcess):
