@@ -14,7 +14,6 @@ import shutil
 import subprocess
 import sys
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -95,23 +94,37 @@ class Launcher:
             if parts.all:
                 return False
             self._start_database()
-            if settings.ray_address is None and not parts.ray:
-                self._start_ray()
-                parts.mlflow = self._mlflow_answers()  # whatever ran under a dead cluster has been swept with it
-            if not parts.mlflow:
-                self._start_mlflow()
-            self._deploy()
-            self._record()
+            settings.logs.mkdir(parents=True, exist_ok=True)
+            with self._leave_nothing_half_started(parts):
+                if settings.ray_address is None and not parts.ray:
+                    self._clear_the_way()
+                    parts.mlflow = False  # whatever ran under a dead cluster has been swept with it
+                mlflow = None if parts.mlflow else self._start_mlflow()
+                if settings.ray_address is None and not parts.ray:
+                    self._start_ray()
+                self._deploy()
+                self._wait_for_mlflow(mlflow)
+                self._record()
         return True
+
+    @contextlib.contextmanager
+    def _leave_nothing_half_started(self, before: Parts) -> Iterator[None]:
+        """A start from nothing that fails ends what it began; a repair that fails leaves what ran before."""
+        try:
+            yield
+        except BaseException:
+            if not before.any:
+                self._keep_ray_logs()
+                processes.sweep(self.settings)
+            raise
 
     def parts(self) -> Parts:
         """Ask every part, by its own front door."""
-        readiness = self._readiness()
-        checks = (readiness or {}).get("checks", {})
+        checks = self._checks()
         return Parts(
             ray=self._ray_answers(),
             mlflow=self._mlflow_answers(),
-            api=readiness is not None and checks.get("store") == "ok",
+            api=checks.get("store") == "ok",
             scheduler=checks.get("scheduler") == "ok",
         )
 
@@ -128,68 +141,75 @@ class Launcher:
                 store.close()
             detail.text = self.settings.database.split("://", 1)[0].split("+")[0]
 
+    def _clear_the_way(self) -> None:
+        """End what an earlier run left behind, so that the ports are ours to take. Raises ``HoldfastError`` ``port_taken``."""
+        settings = self.settings
+        if processes.own_processes(settings):
+            with self.step("Earlier run") as detail:
+                detail.text = f"{processes.sweep(settings)} processes ended"
+        self._clear_shared_folders()
+        session.temporary_folder(settings).mkdir(parents=True, mode=0o700)
+        check_ports(settings, ("Ray", *(("MLflow",) if settings.mlflow_uri is None else ()), "API"))
+
     def _start_ray(self) -> None:
         settings = self.settings
         with self.step("Ray head") as detail:
-            left = processes.sweep(settings)
-            self._clear_shared_folders()
-            check_ports(settings, ("Ray", *(("MLflow",) if settings.mlflow_uri is None else ()), "API"))
             settings.transfer.mkdir(parents=True, exist_ok=True, mode=0o700)
-            try:
-                session.start_head(settings, log=settings.logs / "ray.log")
-            except HoldfastError:
-                self._keep_ray_logs()
-                processes.sweep(settings)
-                raise
+            session.start_head(settings, log=settings.logs / "ray.log")
             self._record()
-            swept = f", ended {left} processes of an earlier run" if left else ""
-            detail.text = f"{session.ray_address(settings)}, {settings.logical_cpus} logical CPUs, dashboard {session.jobs_api_url(settings)} with a token{swept}"
+            detail.text = f"{session.ray_address(settings)}, {settings.logical_cpus} logical CPUs, dashboard {session.jobs_api_url(settings)} with a token"
 
-    def _start_mlflow(self) -> None:
-        """Our own MLflow in a process group of its own; with a given address, only look whether it answers."""
+    def _start_mlflow(self) -> subprocess.Popen | None:
+        """Our own MLflow in a process group of its own; its start is waited for later, when the rest has started."""
         from services.tracking import server
 
         settings = self.settings
+        if settings.mlflow_uri is not None:
+            return None
+        processes.end(self._by_role("mlflow"), grace_s=5.0)
+        check_ports(settings, ("MLflow",))
+        environment = {**os.environ, **session.service_environment(settings), **server.server_environment(settings.home.absolute())}
+        with (settings.logs / "mlflow.log").open("ab") as output:
+            return subprocess.Popen(
+                server.server_command(settings.home.absolute(), settings.mlflow_port),
+                env=environment,
+                cwd=settings.logs,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    def _wait_for_mlflow(self, child: subprocess.Popen | None) -> None:
+        from services.tracking import server
+
+        url, log = self.settings.mlflow_url, self.settings.logs / "mlflow.log"
         with self.step("MLflow") as detail:
-            detail.text = settings.mlflow_url
-            if settings.mlflow_uri is not None:
-                detail.text += " (does not answer now; metrics are kept and sent later)"
-                return
-            processes.end([process for process in self._by_role("mlflow")], grace_s=5.0)
-            check_ports(settings, ("MLflow",))
-            settings.logs.mkdir(parents=True, exist_ok=True)
-            log = settings.logs / "mlflow.log"
-            environment = {**os.environ, **session.service_environment(settings), **server.server_environment(settings.home.absolute())}
-            with log.open("ab") as output:
-                child = subprocess.Popen(
-                    server.server_command(settings.home.absolute(), settings.mlflow_port),
-                    env=environment,
-                    cwd=settings.logs,
-                    stdin=subprocess.DEVNULL,
-                    stdout=output,
-                    stderr=subprocess.STDOUT,
-                    start_new_session=True,
-                )
-            _wait(server.is_healthy, settings.mlflow_url, child, deadline_s=MLFLOW_DEADLINE_S, what="MLflow", log=log)
-            self._record()
+            detail.text = url
+            deadline = time.monotonic() + MLFLOW_DEADLINE_S
+            while not server.is_healthy(url):
+                if self.settings.mlflow_uri is not None:
+                    detail.text += " does not answer now; metrics are kept and sent later"
+                    return
+                if child is not None and child.poll() is not None:
+                    raise HoldfastError(f"MLflow ended with status {child.returncode}: {last_line(log)} (all of it in {log})", reason="start_failed")
+                if time.monotonic() > deadline:
+                    raise HoldfastError(f"MLflow does not answer at {url} after {MLFLOW_DEADLINE_S:g} s; see {log}", reason="start_failed")
+                time.sleep(0.2)
 
     def _deploy(self) -> None:
         """Scheduler and API, both by a child that is connected to Ray; both calls change nothing where they run already."""
         with self.step("Scheduler and API") as detail:
             self._child("deploy", DEPLOY_DEADLINE_S)
             deadline = time.monotonic() + READY_DEADLINE_S
-            while not self._ready():
+            while not {"store", "scheduler"} <= {name for name, state in self._checks().items() if state == "ok"}:
                 if time.monotonic() > deadline:
                     raise HoldfastError(
-                        f"the API does not become ready at {self.settings.api_url}: {self._readiness()}; see {self.settings.logs / 'deploy.log'} and {self.settings.ray_temp_dir}",
+                        f"the API does not become ready at {self.settings.api_url}: {self._checks()}; see {self.settings.logs / 'deploy.log'} and {self.settings.ray_temp_dir}",
                         reason="api_not_ready",
                     )
                 time.sleep(0.2)
             detail.text = self.settings.api_url
-
-    def _ready(self) -> bool:
-        checks = (self._readiness() or {}).get("checks", {})
-        return checks.get("store") == "ok" and checks.get("scheduler") == "ok"
 
     # -- down --------------------------------------------------------------------------------------------------------
 
@@ -264,17 +284,17 @@ class Launcher:
         living = [processes.alive(self.settings, item) for item in processes.read_state(self.settings) if item.role == role]
         return [process for process in living if process is not None]
 
-    def _readiness(self) -> dict[str, Any] | None:
-        """The body of /readyz, ready or not; None where nothing answers."""
+    def _checks(self) -> dict[str, str]:
+        """What /readyz says of each part; empty where nothing answers, or where what answers does not know our key."""
         try:
+            key = self.settings.api_key_file.read_text(encoding="utf-8").strip()
+            ours = urllib.request.Request(f"{self.settings.api_url}/version", headers={"Authorization": f"Bearer {key}"})
+            with urllib.request.urlopen(ours, timeout=3.0):
+                pass
             with urllib.request.urlopen(f"{self.settings.api_url}/readyz", timeout=3.0) as answer:
-                return json.load(answer)
-        except urllib.error.HTTPError as error:
-            with contextlib.suppress(ValueError):
-                return json.load(error)
-        except (OSError, ValueError):
-            pass
-        return None
+                return json.load(answer)["checks"]
+        except (OSError, ValueError, KeyError):
+            return {}
 
     # -- inside ------------------------------------------------------------------------------------------------------
 
@@ -344,16 +364,6 @@ def ensure_api_key(settings: Settings, store: Any) -> str | None:
 def last_line(log: Any) -> str:
     lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
     return lines[-1] if lines else "no output"
-
-
-def _wait(healthy: Callable[[str], bool], url: str, child: subprocess.Popen, *, deadline_s: float, what: str, log: Any) -> None:
-    deadline = time.monotonic() + deadline_s
-    while not healthy(url):
-        if child.poll() is not None:
-            raise HoldfastError(f"{what} ended with status {child.returncode}: {last_line(log)} (all of it in {log})", reason="start_failed")
-        if time.monotonic() > deadline:
-            raise HoldfastError(f"{what} does not answer at {url} after {deadline_s:g} s; see {log}", reason="start_failed")
-        time.sleep(0.2)
 
 
 # -- the child that is connected to Ray -------------------------------------------------------------------------------

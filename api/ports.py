@@ -20,18 +20,23 @@ SETTINGS_BY_PART = {
 
 def check_ports(settings: Settings, parts: tuple[str, ...]) -> None:
     """Raises ``HoldfastError`` ``port_taken`` that names every port of these parts that cannot be had."""
-    faults = []
+    faults: list[dict[str, str]] = []
     seen: dict[int, str] = {}
     for part in parts:
         for name in SETTINGS_BY_PART[part]:
             port = getattr(settings, name)
             if port in seen:
-                faults.append(f"{part} and {seen[port]} both want port {port}; give {variable(name)} another value")
+                faults.append(_fault(name, f"{part} and {seen[port]} both want port {port}; give one of them another value"))
             elif not is_free(settings.api_host if part == "API" else "127.0.0.1", port):
-                faults.append(f"port {port} for {part} is taken by {holder(port)}; end that, or set {variable(name)} to a free port")
+                faults.append(_fault(name, f"port {port} for {part} is taken by {holder(port)}; end that, or set {variable(name)} to a free port"))
             seen[port] = part
     if faults:
-        raise HoldfastError("\n".join(faults), reason="port_taken", details={"faults": faults})
+        ports = "a port" if len(faults) == 1 else f"{len(faults)} ports"
+        raise HoldfastError(f"{ports} of the service cannot be had", reason="port_taken", details={"faults": faults})
+
+
+def _fault(name: str, detail: str) -> dict[str, str]:
+    return {"pointer": variable(name), "detail": detail, "code": "port_taken"}
 
 
 def variable(name: str) -> str:
@@ -55,7 +60,7 @@ def holder(port: int) -> str:
         for connection in psutil.net_connections(kind="tcp"):
             if connection.status == psutil.CONN_LISTEN and connection.laddr.port == port and connection.pid:
                 process = psutil.Process(connection.pid)
-                return f"process {process.pid} ({' '.join(process.cmdline())[:80] or process.name()})"
+                return f"process {process.pid} ({' '.join(process.cmdline()).strip()[:100] or process.name()})"
     return "a process that this user may not see"
 
 

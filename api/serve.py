@@ -22,7 +22,9 @@ def build_application(settings: Settings):
 
     def build():
         from api.app import create_app
+        from cluster.session import keep_replica_on_loopback
 
+        keep_replica_on_loopback()
         return create_app(Settings.model_validate_json(text))
 
     @serve.deployment(

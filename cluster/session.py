@@ -76,10 +76,17 @@ def service_environment(settings: Settings) -> dict[str, str]:
     variables["SPT_NOENV"] = "1"
     if settings.ray_address is None:
         variables |= LOCAL_ONLY | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(settings.ray_token_file)}
+        # what libraries leave in the temporary folder goes with it; kernels they compiled are kept for the next start
+        variables |= {"TMPDIR": str(temporary_folder(settings)), "TORCHINDUCTOR_CACHE_DIR": str(settings.home.absolute() / "cache" / "torchinductor")}
     else:
         # somebody else's cluster: their way of authentication, as the caller's environment has it
         variables |= {name: os.environ[name] for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH", "RAY_AUTH_TOKEN") if name in os.environ}
     return variables
+
+
+def temporary_folder(settings: Settings) -> Path:
+    """TMPDIR of the service's processes on this machine."""
+    return settings.ray_temp_dir / "tmp"
 
 
 def _settings_variables(settings: Settings) -> dict[str, str]:
@@ -123,6 +130,21 @@ def stop_actor(name: str, *, stop_timeout_s: float) -> bool:
         ray.get(actor.stop.remote(), timeout=stop_timeout_s)
     ray.kill(actor, no_restart=True)
     return True
+
+
+def keep_replica_on_loopback() -> None:
+    """Call in a Serve replica before it has started: its internal server then listens on loopback alone.
+
+    Serve opens it on every interface, asks for no token and unpickles what it is sent: anybody who reaches the port could run
+    code. Ray has no setting for the address. Does nothing in a cluster of several nodes (``LOCAL_ONLY`` not set), where the
+    network has to keep strangers away.
+    """
+    if os.environ.get("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER") != "0":
+        return
+    from ray.serve._private import replica
+
+    add_port = replica.add_port_to_grpc_server  # an AttributeError here is right: another Ray needs another way
+    replica.add_port_to_grpc_server = lambda server, address: add_port(server, f"{LOOPBACK}:{address.rsplit(':', 1)[1]}")
 
 
 # -- the head of a cluster of our own ---------------------------------------------------------------------------------

@@ -42,7 +42,7 @@ class Format(enum.StrEnum):
 Output = Annotated[Format, typer.Option("--output", "-o", help="text, or json for programs")]
 
 
-class Refused(Exception):  # noqa: N818 (an outcome, not a fault of the program)
+class Refused(Exception):
     """Input that a command will not take; ``faults`` have a pointer and a detail."""
 
     def __init__(self, message: str, faults: list[dict[str, Any]] | None = None):

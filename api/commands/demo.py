@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from api.commands.console import Exit, Format, Output, emit, guard, leave, printed_step, settings, stderr
+from api.commands.console import Exit, Format, Output, guard, leave, printed_step, settings, stderr
 
 ROOT = Path(__file__).resolve().parents[2]
 DEMO_FILE = ROOT / "deploy" / "jobs" / "demo.yaml"
@@ -61,7 +62,10 @@ def demo(
             peak_bytes = peak.stop()
     seconds = time.monotonic() - started
     data = {"job": job, "report": found, "seconds": round(seconds, 1), "peak_memory_bytes": peak_bytes, "exit_code": int(code)}
-    emit(output, data, lambda: _closing(seconds, peak_bytes))
+    if output is Format.JSON:
+        print(json.dumps(data, default=str))  # one line, as the lines of the watched job before it
+    else:
+        print(_closing(seconds, peak_bytes))
     if not started_here:
         console.print("The service ran before the demo and was left running.")
     elif keep or code is Exit.DETACHED:

@@ -35,7 +35,8 @@ def follow(service: Any, job: str, output: Format) -> Exit:
     shown = _JsonView() if output is Format.JSON else _LiveView(found) if sys.stdout.isatty() else _PlainView(found)
     try:
         with shown:
-            for found, events in _changes(service, found):
+            for latest, events in _changes(service, found["id"]):
+                found = latest
                 shown.update(found, events)
     except KeyboardInterrupt:
         stderr().print(f"Detached; the job goes on. holdfast watch {found['id']} shows it again, holdfast cancel {found['id']} ends it.")
@@ -47,12 +48,12 @@ def follow(service: Any, job: str, output: Format) -> Exit:
     return BY_STATUS[found["status"]]
 
 
-def _changes(service: Any, found: dict[str, Any]) -> Iterator[tuple[dict[str, Any], list[dict[str, Any]]]]:
+def _changes(service: Any, job_id: str) -> Iterator[tuple[dict[str, Any], list[dict[str, Any]]]]:
     """The job and its new events, once a second, until it has ended or is paused; the last events come with the end."""
     seen = 0
     while True:
-        found = service.get(found["id"])
-        events = list(all_events(service, found["id"], after=seen))
+        found = service.get(job_id)
+        events = list(all_events(service, job_id, after=seen))
         seen = events[-1]["seq"] if events else seen
         yield found, events
         if found["status"] in BY_STATUS:

@@ -6,6 +6,7 @@ from typing import Any
 
 from sqlalchemy import Connection, insert, select, update
 
+from cluster.errors import NotFound
 from services.jobs.connection import Database, clean_text, now_text
 from services.jobs.ids import new_id
 from services.jobs.records import EventRecord
@@ -42,7 +43,8 @@ def add_event(
 ) -> int:
     """Inside a transaction: the job's row hands out the number, so that it also serialises the writers."""
     numbered = update(jobs).where(jobs.c.id == job_id).values(last_event_seq=jobs.c.last_event_seq + 1, version=jobs.c.version + 1)
-    connection.execute(numbered)
+    if connection.execute(numbered).rowcount == 0:
+        raise NotFound(f"there is no job {job_id!r}")
     seq = connection.execute(select(jobs.c.last_event_seq).where(jobs.c.id == job_id)).scalar_one()
     connection.execute(
         insert(events).values(

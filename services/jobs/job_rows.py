@@ -146,7 +146,8 @@ class JobRows:
 
     def count_jobs(self) -> dict[str, int]:
         with self.database.read() as connection:
-            return dict(connection.execute(select(jobs.c.status, func.count()).group_by(jobs.c.status)).tuples().all())
+            rows = connection.execute(select(jobs.c.status, func.count()).group_by(jobs.c.status))
+            return {status: count for status, count in rows}
 
     def oldest_queued_at(self) -> str | None:
         with self.database.read() as connection:

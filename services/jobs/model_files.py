@@ -37,14 +37,17 @@ def check_model(model: ModelSpec, base_dir: Path) -> tuple[list[Fault], ModelFac
     if not folder.is_dir():
         kind = "is not a folder" if folder.exists() else "does not exist"
         return [Fault("/model/path", f"model folder {show(model.path)} {kind}", "model_not_found")], None, {}
+    if not (folder / "config.json").is_file():
+        # said before anything is walked: the path may be any folder of this machine, even the root
+        return [_fault(f"{model.path} has no config.json", "model_incomplete")], None, {"model_path": str(folder.resolve())}
     files = sorted(path for path in folder.rglob("*") if path.is_file())
-    faults = [_fault(f"{model.path} has no {name}", "model_incomplete") for name in ("config.json", "tokenizer.json") if not (folder / name).is_file()]
+    faults = [_fault(f"{model.path} has no {name}", "model_incomplete") for name in ("tokenizer.json",) if not (folder / name).is_file()]
     if not any(path.suffix == ".safetensors" for path in files):
         faults.append(_fault(f"{model.path} has no *.safetensors file; weights in other formats are not read", "model_incomplete"))
     for path in files:
         faults += _check_file(path, str(path.relative_to(folder)))
     faults += _check_index(folder)
-    config = _read_json(folder / "config.json") if (folder / "config.json").is_file() else None
+    config = _read_json(folder / "config.json")
     facts = _facts(config) if config is not None else None
     resolved: dict[str, Any] = {"model_path": str(folder.resolve())}
     if not faults:

@@ -28,7 +28,7 @@ CHAT_TEMPLATE = (
 )
 VOCABULARY_SIZE = 128
 """Padded to a round number; the ids above the known ones are never trained on."""
-CONTEXT_LENGTH = 512
+CONTEXT_LENGTH = 2048
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import sys
 
-from cluster.session import service_environment
-
+from cluster.session import jobs_api_url, ray_address, service_environment
 from cluster.settings import Settings
 
 
@@ -23,7 +22,7 @@ class RayJobLauncher:
         if self._client is None:
             from ray.job_submission import JobSubmissionClient
 
-            self._client = JobSubmissionClient(f"http://127.0.0.1:{self._settings.ray_dashboard_port}")
+            self._client = JobSubmissionClient(jobs_api_url(self._settings))
         return self._client
 
     def launch(self, attempt_id: str) -> None:
@@ -33,7 +32,8 @@ class RayJobLauncher:
         self._jobs().submit_job(
             entrypoint=f"{sys.executable} -m services.scheduler.attempt {attempt_id}",
             submission_id=attempt_id,
-            runtime_env={"env_vars": service_environment(self._settings)},
+            # the address too: several clusters may run on one machine, and Ray's own helpers look for one
+            runtime_env={"env_vars": service_environment(self._settings) | {"RAY_ADDRESS": ray_address(self._settings)}},
         )
 
     def observe(self, attempt_id: str) -> str:

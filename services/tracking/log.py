@@ -76,19 +76,36 @@ class RunLog:
         self._file.close()
 
     def _write(self, kind: str, global_step: int, timestamp_ms: int | None = None, **fields: Any) -> None:
-        record = {"kind": kind, "global_step": global_step, "time_ms": timestamp_ms or int(time.time() * 1000), **fields}
+        time_ms = time.time_ns() // 1_000_000 if timestamp_ms is None else timestamp_ms
+        record = {"kind": kind, "global_step": global_step, "time_ms": time_ms, **_plain(fields)}
         self._file.write(json.dumps(record, separators=(",", ":"), allow_nan=False) + "\n")
         self._file.flush()
 
 
 def _drop_torn_line(path: Path) -> None:
     """A writer that was killed may have left half a line; the next record must not be glued to it."""
-    if not path.exists():
+    if not path.exists() or path.stat().st_size == 0:
         return
-    content = path.read_bytes()
-    if content and not content.endswith(b"\n"):
-        with open(path, "r+b") as file:
-            file.truncate(content.rfind(b"\n") + 1)
+    with open(path, "r+b") as file:
+        file.seek(-1, os.SEEK_END)
+        if file.read(1) != b"\n":
+            file.seek(0)
+            file.truncate(file.read().rfind(b"\n") + 1)
+
+
+def _plain(value: Any) -> Any:
+    """What JSON can hold: numpy's and torch's numbers as Python's, numbers that are not finite as None, the rest as text."""
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        return str(value)
+    return number if math.isfinite(number) else None
 
 
 def read_records(path: Path, offset: int = 0) -> Iterator[tuple[dict[str, Any], int]]:
@@ -113,7 +130,10 @@ def effective_records(records: Iterator[dict[str, Any]]) -> list[dict[str, Any]]
             final += pending
             pending = []
         elif record["kind"] == "rewind":
-            pending = [item for item in pending if item["global_step"] <= record["global_step"]]
+            # what was committed beyond the step is done again, too: its checkpoint was found damaged
+            final, pending = (
+                [item for item in part if item["global_step"] <= record["global_step"]] for part in (final, pending)
+            )
         else:
             pending.append(record)
     return final + pending
@@ -124,7 +144,8 @@ def read_metrics(
 ) -> list[dict[str, Any]]:
     """Points with key, stage, step, global_step, value and time_ms; the last value of a (key, stage, step) counts.
 
-    Works while the log is being written. ``max_points`` thins evenly and keeps the last point.
+    Works while the log is being written. Beyond ``max_points`` every series (key, stage) is thinned evenly, and keeps its
+    last point.
     """
     points: dict[tuple[str, str | None, int], dict[str, Any]] = {}
     for record in effective_records(record for record, _ in read_records(run_dir / LOG)):
@@ -143,6 +164,16 @@ def read_metrics(
                     "time_ms": record["time_ms"],
                 }
     chosen = list(points.values())
-    if max_points is not None and len(chosen) > max_points:
-        chosen = [chosen[(index + 1) * len(chosen) // max_points - 1] for index in range(max_points)]
-    return chosen
+    return chosen if max_points is None or len(chosen) <= max_points else _thinned(chosen, max_points)
+
+
+def _thinned(points: list[dict[str, Any]], max_points: int) -> list[dict[str, Any]]:
+    series: dict[tuple[str, str | None], list[dict[str, Any]]] = {}
+    for point in points:
+        series.setdefault((point["key"], point["stage"]), []).append(point)
+    quota = max(1, max_points // len(series))
+    kept: set[int] = set()
+    for members in series.values():
+        count = min(quota, len(members))
+        kept |= {id(members[(index + 1) * len(members) // count - 1]) for index in range(count)}
+    return [point for point in points if id(point) in kept]

@@ -41,8 +41,10 @@ def server_environment(home: Path) -> dict[str, str]:
 
 
 def is_healthy(url: str, timeout_s: float = 1.0) -> bool:
+    """Whether the server answers. It is on this host or near it: proxies of the environment are not asked."""
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
-        with urllib.request.urlopen(f"{url.rstrip('/')}/health", timeout=timeout_s) as answer:
+        with opener.open(f"{url.rstrip('/')}/health", timeout=timeout_s) as answer:
             return answer.status == 200
     except (urllib.error.URLError, OSError):
         return False

@@ -12,6 +12,8 @@ from starlette.testclient import TestClient
 
 from api.app import create_app
 from cluster.errors import HoldfastError
+from cluster.settings import Settings
+from services.jobs.store import JobStore
 from services.tracking.log import RunLog
 
 
@@ -322,3 +324,11 @@ def test_a_store_that_is_away_while_the_key_is_looked_up_is_a_503(settings, stor
     monkeypatch.setattr(store, "verify_api_key", away)
     http = TestClient(create_app(settings, store=store))
     assert http.get("/version", headers={"Authorization": "Bearer hf_other"}).status_code == 503
+
+
+def test_a_store_without_its_migrations_is_not_ready(tmp_path):
+    settings = Settings(home=tmp_path, mlflow_port=9)
+    store = JobStore(settings.database)
+    answer = TestClient(create_app(settings, store=store)).get("/readyz")
+    assert (answer.status_code, answer.json()["status"]) == (503, "unavailable")
+    store.close()

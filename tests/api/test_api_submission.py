@@ -43,8 +43,9 @@ CASES = {
     "no stages": ("stages", [], "/stages", ""),
     "top_k above the vocabulary": ("stages/1/method", TOP_K, "/stages/1/method", "96"),
     "context longer than the model": ("defaults/sampling/max_tokens", 4000, "", "2048"),
+    "the root as a model folder": ("model/path", "/", "/model", "config.json"),
     "a missing model folder": ("model/path", "/nowhere/at/all", "/model/path", "/nowhere/at/all"),
-    "two stages of one name": ("stages/1/name", "arithmetic", "/stages/1", "arithmetic"),
+    "two stages of one name": ("stages/1/name", "arithmetic", "/stages/1/name", "arithmetic"),
     "more GPUs than there are": ("compute/device", "cuda", "/compute", "GPU"),
     "a missing data file": ("stages/0/domain", {"kind": "dataset", "path": "none.jsonl"}, "/stages/0/domain", "none.jsonl"),
 }

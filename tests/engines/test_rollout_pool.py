@@ -117,7 +117,9 @@ class ScriptedWorker:
 
 def workers_of(*troubles: str) -> list:
     actor = ray.remote(ScriptedWorker)
-    return [actor.options(num_cpus=0).remote(number, trouble) for number, trouble in enumerate(troubles)]
+    workers = [actor.options(num_cpus=0).remote(number, trouble) for number, trouble in enumerate(troubles)]
+    ray.get([worker.seen.remote() for worker in workers])  # deadlines are not for starting processes
+    return workers
 
 
 def marked_requests(num: int) -> list[GenerationRequest]:
@@ -138,7 +140,7 @@ def test_a_lost_worker_has_its_reason_and_does_not_hang_the_step(cluster: None, 
     workers = workers_of("", trouble)
     started = time.monotonic()
     with pytest.raises(Exception, match=message) as caught:
-        RolloutPool(workers, deadline_s=8).generate(marked_requests(4), SAMPLING)
+        RolloutPool(workers, deadline_s=3).generate(marked_requests(4), SAMPLING)
     assert caught.value.reason == "rollout_worker_lost"
     assert time.monotonic() - started < 20
     for worker in workers:
@@ -177,7 +179,7 @@ def test_the_client_gives_each_engine_its_ranks_and_passes_the_version(cluster: 
 def test_the_client_has_a_deadline_and_names_a_dead_engine(cluster: None, trouble: str, reason: str):
     workers = workers_of("", trouble)
     with pytest.raises(WeightTransferError) as caught:
-        WorkerClient(workers, deadline_s=6).start_weight_update()
+        WorkerClient(workers, deadline_s=3).start_weight_update()
     assert caught.value.reason == reason
     for worker in workers:
         ray.kill(worker)

@@ -46,7 +46,7 @@ def test_wherever_a_job_is_sent_it_settles_where_it_legally_may(status, to, desi
 
 
 def test_terminal_is_terminal():
-    assert states.TERMINAL == {"succeeded", "failed", "cancelled"}
+    assert {"succeeded", "failed", "cancelled"} == states.TERMINAL
     assert states.TERMINAL.isdisjoint(states.ACTIVE)
 
 
