@@ -1,6 +1,6 @@
-"""Reads a job's log files: the drivers' output that Ray keeps per attempt, and ``*.log`` in the run folder.
+"""Reads a job's log files: the drivers' output per attempt (in Ray's folder, or kept by ``holdfast down``), and ``*.log`` in the run folder.
 
-Invariant: only files under the run folder and under Ray's session folder, named by ids that the store gave out, are read;
+Invariant: only files under the run folder, Ray's session folder and the folder of logs, named by ids that the store gave out, are read;
 never more than ``LARGEST_READ`` bytes of one at a time.
 """
 
@@ -20,8 +20,10 @@ def log_files(settings: Settings, job_id: str, attempt_ids: list[str]) -> list[P
     """Existing log files, the oldest attempt first. Ray keeps one session folder per start of the cluster."""
     files = sorted(settings.run_dir(job_id).glob("*.log"))
     for attempt_id in attempt_ids:
-        found = settings.ray_temp_dir.glob(f"session_*/logs/job-driver-{attempt_id}.log")
-        files += sorted({path.resolve() for path in found})
+        name = f"job-driver-{attempt_id}.log"
+        found = {path.resolve() for path in settings.ray_temp_dir.glob(f"session_*/logs/{name}")}
+        kept = settings.logs / "attempts" / name  # a stop of the service takes Ray's folder away and keeps this
+        files += sorted(found) or ([kept] if kept.exists() else [])
     return files
 
 

@@ -209,6 +209,7 @@ def start_head(settings: Settings, *, log: Path) -> None:
             raise HoldfastError(f"ray start did not end within {START_DEADLINE_S:g} s; see {log}", reason="ray_start_failed") from None
     if result.returncode != 0:
         raise HoldfastError(f"ray start failed: {_last_line(log)} (all of it in {log})", reason="ray_start_failed")
+    settings.ray_temp_dir.chmod(0o700)  # Ray opens it to every user of the machine
     _wait_for_jobs_api(settings, log)
 
 

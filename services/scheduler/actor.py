@@ -23,6 +23,7 @@ from services.jobs.states import TERMINAL, TRANSITIONS
 LEASE_TTL_S = 15.0
 LEASE_RENEW_S = 5.0
 TICK_S = 0.5
+HOUSEKEEPING_S = 3.0
 
 logger = logging.getLogger("holdfast.scheduler")
 
@@ -45,6 +46,7 @@ class SchedulerLoop:
         self._sent: set[str] = set()
         self._epoch: int | None = None
         self._renewed = 0.0
+        self._looked_after = -HOUSEKEEPING_S
         self._reconciler = Reconciler(
             self.store, RayJobLauncher(settings), epoch=self._current_epoch, max_running=settings.max_running_jobs
         )
@@ -61,14 +63,21 @@ class SchedulerLoop:
             try:
                 if self._hold_lease():
                     self._reconciler.tick()
-                    self._watch_runs()
-                    self._write_cluster_file()
+                    self._now_and_then()
             except FencedError:
                 logger.warning("lost the lease; waiting to take it again")
                 self._epoch = None
             except Exception:  # a tick that failed is repeated; the loop must outlive a store or Ray that is away
                 logger.exception("scheduler tick failed")
                 self._stop.wait(2.0)
+
+    def _now_and_then(self) -> None:
+        """What need not be done twice a second."""
+        if time.monotonic() - self._looked_after < HOUSEKEEPING_S:
+            return
+        self._looked_after = time.monotonic()
+        self._watch_runs()
+        self._write_cluster_file()
 
     def _hold_lease(self) -> bool:
         now = time.monotonic()

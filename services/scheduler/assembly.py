@@ -62,4 +62,6 @@ def build_lead(run: JobRun) -> Lead:
         canary=TeacherCanary(),
         evaluations=Evaluations(evaluator, run.link, log),
     )
-    return Lead(job, parts, run.progress, num_ranks=run.ranks.world_size)
+    known = (config["resolved"].get("datasets") or {}).values()
+    hashes = {item["path"]: item["sha256"] for item in known if item.get("path") and item.get("sha256")}
+    return Lead(job, parts, run.progress, num_ranks=run.ranks.world_size, data_files=hashes)

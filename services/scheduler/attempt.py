@@ -11,7 +11,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from cluster.errors import FencedError, HoldfastError
+from cluster.errors import LOST_REASONS, FencedError, HoldfastError
 from cluster.placement import Layout, plan_layout, reserve
 from cluster.settings import NAMESPACE, Settings
 from cluster.spec.job import JobSpec
@@ -46,8 +46,6 @@ def main(attempt_id: str) -> int:
     print(f"attempt {attempt_id}: {outcome}", flush=True)
     return 0
 
-
-LOST_REASONS = ("rollout_worker_lost", "teacher_lost", "checkpoint_damaged")
 
 
 class Attempt:

@@ -6,6 +6,7 @@ experience's source, the context's builder, the teacher's strategy.
 
 from __future__ import annotations
 
+import hashlib
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ import numpy as np
 
 from cluster.errors import StageError
 from cluster.messages import BatchShard, PrivilegedContext, RolloutGroup, StepReport, TeacherRequest, TeacherScores, Verdict
+from cluster.spec.domains import DomainSpec
 from cluster.spec.job import JobSpec, ResolvedStage
 from rollout.context import build_context
 from rollout.domains import build_domain
@@ -49,8 +51,9 @@ class LeadParts:
 class Lead:
     """The lead's side of every step; see ``stage_loop.StageLead``."""
 
-    def __init__(self, job: JobSpec, parts: LeadParts, progress: Progress, *, num_ranks: int):
+    def __init__(self, job: JobSpec, parts: LeadParts, progress: Progress, *, num_ranks: int, data_files: dict[str, str] | None = None):
         self._job = job
+        self._data_files = data_files or {}
         self.parts = parts
         self._progress = progress
         self._num_ranks = num_ranks
@@ -90,10 +93,19 @@ class Lead:
         if stage.composition.teacher is not None:
             self._anchor_teacher(stage, resumed=resumed, snapshot=snapshot)
         self.parts.log.stage_start(stage.name, stage.index, self._progress.cursor.global_step)
+        for part in stage.domains:
+            self.parts.log.dataset(part.name, self._dataset_digest(part.domain), "train", stage=stage.name, global_step=self._progress.cursor.global_step)
         self.parts.link.call(
             "stage_started", stage.index, stage.name, step=self._progress.cursor.step, total_steps=stage.steps, resumed=resumed
         )
         self._step_started = time.perf_counter()
+
+    def _dataset_digest(self, domain: DomainSpec) -> str:
+        """Of the data file's bytes where there is one; otherwise of what the problems are generated from."""
+        known = self._data_files.get(getattr(domain, "path", None))
+        if known:
+            return known
+        return hashlib.sha256(f"{domain.model_dump_json()}/{self._job.seed}".encode()).hexdigest()
 
     def _anchor_teacher(self, stage: ResolvedStage, *, resumed: bool, snapshot: Path) -> None:
         anchor = "resume" if resumed else ANCHORS[stage.boundary.teacher]
@@ -249,6 +261,7 @@ class Lead:
             "policy/version": float(self._progress.version),
             "parity/max_abs_nats": self._parity_nats,
             "seconds/step": step_s,
+            "throughput/trained_tokens_per_s": report.metrics.get("tokens/forward", 0.0) / max(seconds["learner"], 1e-9),
             "throughput/completion_tokens_per_s": self._step_tokens / max(self._phases.seconds.get("rollout", 0.0), 1e-9),
         }
         values |= {f"seconds/{name}": value for name, value in {**seconds, **self._phases.seconds}.items()}

@@ -11,7 +11,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from cluster.errors import FencedError, HoldfastError
+from cluster.errors import LOST_REASONS, HoldfastError
 from cluster.spec.job import JobSpec
 from services.scheduler.phases import Phases
 from services.scheduler.progress import Cursor, Progress
@@ -33,17 +33,11 @@ def train_function(config: dict[str, Any]) -> dict[str, Any]:
         JobRun(config, ranks).run()
     except StopRequested as stop:
         return {"outcome": stop.outcome, "reason": stop.outcome, "message": f"{stop.outcome} at a step boundary"}
-    except FencedError:
-        raise
     except HoldfastError as error:
-        if error.reason in RETRYABLE_REASONS:
-            raise
-        return {"outcome": "failed", "reason": error.reason, "message": error.message}
+        # Data, not an exception: Ray Train would start the ranks again beside the same dead actors.
+        outcome = "lost" if error.reason in LOST_REASONS else "failed"
+        return {"outcome": outcome, "reason": error.reason, "message": error.message}
     return {"outcome": "succeeded", "reason": None, "message": "all stages done"}
-
-
-RETRYABLE_REASONS = ("rollout_worker_lost", "teacher_lost", "fenced", "checkpoint_damaged")
-"""Losses of processes, not of the job: the attempt ends and the next one starts from the last checkpoint."""
 
 
 def _use_threads(threads: int, world_size: int) -> None:

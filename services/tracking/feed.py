@@ -159,7 +159,6 @@ class Feed:
                 by_run.setdefault(run_id, []).append((key, value, time_ms, step))
         for run_id, made in by_run.items():
             calls.metrics(run_id, made)
-        # Only in the cursor that is saved at the end of this part: a part that is sent again must not be skipped by it.
         for run_id, made in by_run.items():
             for key, _, _, step in made:
                 name = f"{run_id} {key}"

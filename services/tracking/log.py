@@ -144,14 +144,14 @@ def read_metrics(
 ) -> list[dict[str, Any]]:
     """Points with key, stage, step, global_step, value and time_ms; the last value of a (key, stage, step) counts.
 
-    Works while the log is being written. Beyond ``max_points`` every series (key, stage) is thinned evenly, and keeps its
+    Works while the log is being written. ``since_step`` is of the stage where one is given, of the job otherwise. Beyond ``max_points`` every series (key, stage) is thinned evenly, and keeps its
     last point.
     """
     points: dict[tuple[str, str | None, int], dict[str, Any]] = {}
     for record in effective_records(record for record, _ in read_records(run_dir / LOG)):
         if record["kind"] != "metrics" or (stage is not None and record["stage"] != stage):
             continue
-        if since_step is not None and record["step"] < since_step:
+        if since_step is not None and record["step" if stage is not None else "global_step"] < since_step:
             continue
         for name, value in record["values"].items():
             if key is None or name == key:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import queue
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -61,62 +62,75 @@ class TroubledClient:
         self.calls.append("drain")
 
 
-def rank_main(rank: int, store: str, folder: str, failures: int, reason: str, answers) -> None:
+SCENARIOS = {
+    "whole": (0, ""),
+    "fails once": (1, "publication_failed"),
+    "fails always": (9, "publication_failed"),
+    "incomplete": (1, "publication_incomplete"),
+    "engine lost": (1, "rollout_worker_lost"),
+}
+
+
+def rank_main(rank: int, store: str, folder: str, answers) -> None:
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
-    client = TroubledClient(failures, reason)
-    learner = ShardedLearner(rank)
-    publisher = Publisher(
-        learner, rank=rank, world_size=2, workers=[], backend="shared_memory", folder=Path(folder), client=client
-    )
-    try:
-        publication = publisher.publish(5)
-        outcome = None if publication is None else (publication.version, publication.num_tensors, str(publication.snapshot))
-    except HoldfastError as error:
-        outcome = error.reason
-    answers.put((rank, outcome, client.calls, learner.passes))
+    for name, (failures, reason) in SCENARIOS.items():
+        client, learner = TroubledClient(failures, reason), ShardedLearner(rank)
+        publisher = Publisher(
+            learner, rank=rank, world_size=2, workers=[], backend="shared_memory", folder=Path(folder), client=client
+        )
+        try:
+            publication = publisher.publish(5)
+            outcome = None if publication is None else (publication.version, publication.num_tensors, str(publication.snapshot))
+        except HoldfastError as error:
+            outcome = error.reason
+        answers.put((name, rank, outcome, client.calls, learner.passes))
     dist.barrier()
     dist.destroy_process_group()
 
 
-def publish_on_two_ranks(tmp_path: Path, failures: int, reason: str) -> dict[int, tuple]:
+@pytest.fixture(scope="module")
+def outcomes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, dict[int, tuple]]]:
+    """Scenario -> rank -> (outcome, calls to the engines, passes over the weights)."""
+    folder = tmp_path_factory.mktemp("ranks")
     context = mp.get_context("spawn")
     answers = context.Queue()
-    arguments = (str(tmp_path / "store"), str(tmp_path / "weights"), failures, reason, answers)
+    arguments = (str(folder / "store"), str(folder / "weights"), answers)
     processes = [context.Process(target=rank_main, args=(rank, *arguments), daemon=True) for rank in range(2)]
     for process in processes:
         process.start()
+    found: dict[str, dict[int, tuple]] = {name: {} for name in SCENARIOS}
     try:
-        found = [answers.get(timeout=120) for _ in processes]
+        for _ in range(2 * len(SCENARIOS)):
+            name, rank, *rest = answers.get(timeout=120)
+            found[name][rank] = tuple(rest)
     except queue.Empty:
         pytest.fail("the ranks wait for each other")
     finally:
         for process in processes:
             process.join(20)
             process.kill()
-    return {rank: rest for rank, *rest in found}
+    yield found
 
 
-def test_both_ranks_gather_and_the_first_sends(tmp_path: Path):
-    ranks = publish_on_two_ranks(tmp_path, 0, "")
-    assert ranks[0][0][:2] == (5, 2) and ranks[1][0] is None
-    assert ranks[0][1] == ["init 2", "start", "update", "finish 5"] and ranks[1][1] == []
-    stored = read_snapshot(Path(ranks[0][0][2]))
+def test_both_ranks_gather_and_the_first_sends(outcomes: dict):
+    (sent, calls, _), (nothing, no_calls, _) = outcomes["whole"][0], outcomes["whole"][1]
+    assert sent[:2] == (5, 2) and nothing is None
+    assert calls == ["init 2", "start", "update", "finish 5"] and no_calls == []
+    stored = read_snapshot(Path(sent[2]))
     assert stored["model.embed_tokens.weight"].tolist() == [0, 0, 1, 1] and stored["lm_head.weight"].tolist() == [10, 10, 11, 11]
 
 
-def test_a_send_that_failed_is_drained_and_repeated_by_both(tmp_path: Path):
-    ranks = publish_on_two_ranks(tmp_path, 1, "publication_failed")
+def test_a_send_that_failed_is_drained_and_repeated_by_both(outcomes: dict):
+    ranks = outcomes["fails once"]
     assert ranks[0][0][:2] == (5, 2) and ranks[1][0] is None
     assert ranks[0][1] == ["init 2", "start", "update", "drain", "start", "update", "finish 5"]
     assert ranks[0][2] == ranks[1][2] == 2
 
 
-@pytest.mark.parametrize(
-    ("failures", "reason", "passes"), [(9, "publication_failed", 2), (1, "publication_incomplete", 1), (1, "rollout_worker_lost", 1)]
-)
-def test_an_error_of_the_first_rank_is_everyones(tmp_path: Path, failures: int, reason: str, passes: int):
-    ranks = publish_on_two_ranks(tmp_path, failures, reason)
-    assert ranks[0][0] == ranks[1][0] == reason
+@pytest.mark.parametrize(("name", "passes"), [("fails always", 2), ("incomplete", 1), ("engine lost", 1)])
+def test_an_error_of_the_first_rank_is_everyones(outcomes: dict, name: str, passes: int):
+    ranks = outcomes[name]
+    assert ranks[0][0] == ranks[1][0] == SCENARIOS[name][1]
     assert ranks[0][2] == ranks[1][2] == passes
 
 
