@@ -1,7 +1,7 @@
-"""Reads a job's log files: the drivers' output per attempt (in Ray's folder, or kept by ``holdfast down``), and ``*.log`` in the run folder.
+"""Reads a job's log files: the drivers' output per attempt, in Ray's folder or kept by ``down``, and ``*.log`` in the run folder.
 
-Invariant: only files under the run folder, Ray's session folder and the folder of logs, named by ids that the store gave out, are read;
-never more than ``LARGEST_READ`` bytes of one at a time.
+Invariant: only files under the run folder, Ray's session folder and the folder of logs, named by ids that the store gave
+out, are read; never more than ``LARGEST_READ`` bytes of one at a time.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def log_files(settings: Settings, job_id: str, attempt_ids: list[str]) -> list[P
     files = sorted(settings.run_dir(job_id).glob("*.log"))
     for attempt_id in attempt_ids:
         name = f"job-driver-{attempt_id}.log"
-        found = {path.resolve() for path in settings.ray_temp_dir.glob(f"session_*/logs/{name}")}
+        found = {path.resolve() for below in ("", "ray/") for path in settings.ray_temp_dir.glob(f"{below}session_*/logs/{name}")}
         kept = settings.logs / "attempts" / name  # a stop of the service takes Ray's folder away and keeps this
         files += sorted(found) or ([kept] if kept.exists() else [])
     return files

@@ -148,7 +148,8 @@ class Launcher:
             with self.step("Earlier run") as detail:
                 detail.text = f"{processes.sweep(settings)} processes ended"
         self._clear_shared_folders()
-        session.temporary_folder(settings).mkdir(parents=True, mode=0o700)
+        settings.ray_temp_dir.mkdir(mode=0o700)
+        session.temporary_folder(settings).mkdir()
         check_ports(settings, ("Ray", *(("MLflow",) if settings.mlflow_uri is None else ()), "API"))
 
     def _start_ray(self) -> None:
@@ -205,7 +206,7 @@ class Launcher:
             while not {"store", "scheduler"} <= {name for name, state in self._checks().items() if state == "ok"}:
                 if time.monotonic() > deadline:
                     raise HoldfastError(
-                        f"the API does not become ready at {self.settings.api_url}: {self._checks()}; see {self.settings.logs / 'deploy.log'} and {self.settings.ray_temp_dir}",
+                        f"the API does not become ready at {self.settings.api_url}: {self._checks()}; see {self.settings.logs / 'deploy.log'} and {session.ray_folder(self.settings)}",
                         reason="api_not_ready",
                     )
                 time.sleep(0.2)
@@ -247,11 +248,11 @@ class Launcher:
         """The output of attempts and of Ray itself, out of the folder that is about to go."""
         target = self.settings.logs / "attempts"
         target.mkdir(parents=True, exist_ok=True)
-        for path in self.settings.ray_temp_dir.glob("session_2*/logs/job-driver-*.log"):
+        for path in session.ray_folder(self.settings).glob("session_2*/logs/job-driver-*.log"):
             with contextlib.suppress(OSError):
                 shutil.copyfile(path, target / path.name)
         for name in ("gcs_server.out", "gcs_server.err", "raylet.out", "raylet.err", "dashboard.log", "dashboard.err"):
-            for path in self.settings.ray_temp_dir.glob(f"session_2*/logs/{name}"):
+            for path in session.ray_folder(self.settings).glob(f"session_2*/logs/{name}"):
                 with contextlib.suppress(OSError):
                     shutil.copyfile(path, self.settings.logs / f"ray-{name}")
 

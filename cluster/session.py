@@ -89,6 +89,11 @@ def temporary_folder(settings: Settings) -> Path:
     return settings.ray_temp_dir / "tmp"
 
 
+def ray_folder(settings: Settings) -> Path:
+    """What Ray is given: it opens its folder to every user of the machine, so it gets one inside a folder of ours alone."""
+    return settings.ray_temp_dir / "ray"
+
+
 def _settings_variables(settings: Settings) -> dict[str, str]:
     values = settings.model_copy(update={"home": settings.home.absolute()}).model_dump(mode="json", exclude_none=True)
     return {f"HOLDFAST_{name.upper()}": str(value) for name, value in values.items()}
@@ -172,7 +177,7 @@ def head_command(settings: Settings, *, gpus: int) -> list[str]:
         "--dashboard-agent-listen-port": 0,
         "--min-worker-port": 0,
         "--max-worker-port": 0,
-        "--temp-dir": settings.ray_temp_dir,
+        "--temp-dir": ray_folder(settings),
         "--object-store-memory": OBJECT_STORE_BYTES,
         "--log-style": "record",
         "--log-color": "false",
@@ -209,7 +214,6 @@ def start_head(settings: Settings, *, log: Path) -> None:
             raise HoldfastError(f"ray start did not end within {START_DEADLINE_S:g} s; see {log}", reason="ray_start_failed") from None
     if result.returncode != 0:
         raise HoldfastError(f"ray start failed: {_last_line(log)} (all of it in {log})", reason="ray_start_failed")
-    settings.ray_temp_dir.chmod(0o700)  # Ray opens it to every user of the machine
     _wait_for_jobs_api(settings, log)
 
 

@@ -22,6 +22,7 @@ from services.tracking.mlflow_calls import MlflowCalls, is_final, is_gone, metri
 RUN_STATUS = {"succeeded": "FINISHED", "failed": "FAILED", "cancelled": "KILLED"}
 """MLflow's words for the states in which a job has ended."""
 MAX_STEPS_PER_CALL = 50
+MAX_TRIES_OF_A_RECORD = 3
 Record = dict[str, Any]
 logger = logging.getLogger("holdfast.tracking")
 
@@ -53,6 +54,7 @@ class Feed:
         self._run_dir = run_dir
         self._name = name
         self._spec = spec
+        self._failures: dict[tuple[str, int], int] = {}
         self.cursor = read_cursor(run_dir)
 
     @property
@@ -140,11 +142,19 @@ class Feed:
             try:
                 SENDERS[batch[0]["kind"]](self, calls, batch)
             except Exception as error:
-                if is_gone(error) or not is_final(error):
+                if is_gone(error) or not (is_final(error) or self._hopeless(calls, batch[0])):
                     raise
                 self.refused += len(batch)
                 logger.warning("MLflow refused %d record(s) (%s) of job %s: %s", len(batch), batch[0]["kind"], self.job_id, str(error)[:300])
             position += len(batch)
+
+    def _hopeless(self, calls: MlflowCalls, record: Record) -> bool:
+        """Whether one and the same record has failed often enough at a server that is there. Metrics are never given up."""
+        if record["kind"] == "metrics" or not calls.answers():
+            return False
+        key = (record["kind"], record["time_ms"])
+        self._failures = {key: self._failures.get(key, 0) + 1}
+        return self._failures[key] >= MAX_TRIES_OF_A_RECORD
 
     def _send_metrics(self, calls: MlflowCalls, batch: list[Record]) -> None:
         points: dict[tuple[str, str, int], tuple[float, int]] = {}

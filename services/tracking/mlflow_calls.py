@@ -14,6 +14,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from services.tracking.server import is_healthy
+
 HTTP_SETTINGS = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
@@ -63,6 +65,10 @@ class MlflowCalls:
     def forget(self) -> None:
         """The server has lost what was on it: look the experiment up again."""
         self._experiment_id = None
+
+    def answers(self) -> bool:
+        """Whether the server is there at all."""
+        return is_healthy(self._uri)
 
     # -- runs --------------------------------------------------------------------------------------------------------
 
@@ -177,7 +183,7 @@ def metric_key(key: str) -> str:
 def is_final(error: Exception) -> bool:
     """Whether MLflow refused a request for good, so that sending it again would be refused again."""
     status = getattr(error, "get_http_status_code", None)
-    code = status() if status is not None else 500
+    code = status() if status is not None else getattr(getattr(error, "response", None), "status_code", 500)
     return 400 <= code < 500 and code not in (408, 425, 429)
 
 

@@ -8,11 +8,11 @@ from pathlib import Path
 import jsonschema
 import pytest
 import yaml
-from conftest import ROOT
 
 from api.commands.console import Refused
 from api.commands.job_file import load
 
+ROOT = Path(__file__).resolve().parents[2]
 JOB = {
     "version": 1,
     "name": "small",

@@ -28,6 +28,11 @@ def _metric(service: Service, job_id: str, key: str) -> list[dict]:
         return client.metrics(job_id, key=key)["data"]
 
 
+def _steps(service: Service, job_id: str, stage: str) -> list[int]:
+    """The steps that the log has, each once, whatever was done again."""
+    return [point["step"] for point in _metric(service, job_id, "gradient/norm") if point["stage"] == stage]
+
+
 def _events(service: Service, job_id: str) -> list[dict]:
     with service.client() as client:
         return client.events(job_id, limit=100)["data"]
@@ -139,21 +144,21 @@ def test_a_killed_learner_continues_from_the_last_checkpoint(service: Service):
     assert len(starts) == 2
     resumed = [event for event in _events(service, job["id"]) if event["type"] == "stage.status" and "continues at step" in event["message"]]
     assert resumed and resumed[0]["data"]["step"] % 3 == 0 and resumed[0]["data"]["step"] >= 3
-    steps = [point["step"] for point in _metric(service, job["id"], "gradient/norm") if point["stage"] == "strings"]
-    assert steps == list(range(1, 13))
+    assert _steps(service, job["id"], "strings") == list(range(1, 13))
 
 
 def test_a_job_survives_stop_and_start_of_the_whole_service(service: Service):
     with service.client() as client:
-        job = client.submit(job_file("service-restart", defaults={"steps": 12}, checkpoint={"every_steps": 3}))
-    _until(service, job["id"], 0, 5)
+        job = client.submit(job_file("service-restart", defaults={"steps": 80}, checkpoint={"every_steps": 10}, evaluation={"problems": 32}))
+    _until(service, job["id"], 0, 12)
     service.down()
     service.up()
     job = _wait(service, job["id"])
-    kinds = [(event["type"], event["message"]) for event in _events(service, job["id"])]
-    assert any("cluster" in message for _, message in kinds), kinds
-    steps = [point["step"] for point in _metric(service, job["id"], "gradient/norm") if point["stage"] == "arithmetic"]
-    assert steps == list(range(1, 13))
+    events = _events(service, job["id"])
+    assert [event["data"].get("reason") for event in events if event["type"] == "attempt.ended"] == ["cluster_lost"]
+    resumed = [event["data"]["step"] for event in events if "continues at step" in event["message"]]
+    assert len(resumed) == 1 and resumed[0] >= 10 and resumed[0] % 10 == 0
+    assert _steps(service, job["id"], "arithmetic") == list(range(1, 81))
 
 
 def test_pause_resume_and_cancel_at_a_step_boundary(service: Service):

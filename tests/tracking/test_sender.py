@@ -196,7 +196,12 @@ def test_a_record_that_mlflow_refuses_does_not_keep_the_others_back(mlflow_serve
     steps(log, [2])
     log.commit(2)
     log.close()
-    send(mlflow_server.url, job)
+    sender = send(mlflow_server.url, job, rounds=0)
+    for _ in range(2):
+        with pytest.raises(Exception, match="Invalid artifact path"):
+            sender.send_all()
+    sender.send_all()
+    assert sender.outbox_bytes == 0
     assert [step for step, _ in history(mlflow_server.url, runs_of(mlflow_server.url, job)["sums"], "reward/mean")] == [1, 2]
 
 
