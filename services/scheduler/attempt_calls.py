@@ -91,7 +91,7 @@ class AttemptCalls:
     def commit_checkpoint(self, attempt_id: str, *, keep: int, **fields: Any) -> list[str]:
         """Commit; returns the ids whose folders must stay: the newest ``keep`` and every stage's end."""
         self._store.commit_checkpoint(attempt_id, **fields)
-        records = self._store.list_checkpoints(self._job(attempt_id).id)
+        records = [item for item in self._store.list_checkpoints(self._job(attempt_id).id) if item.state == "committed"]
         resumes = sorted((r for r in records if r.kind == "resume"), key=lambda r: r.global_step)[-keep:]
         return [record.id for record in resumes] + [record.id for record in records if record.kind == "stage"]
 

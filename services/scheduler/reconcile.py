@@ -89,6 +89,9 @@ class Reconciler:
         )
         self._store.end_attempt(attempt.id, epoch=self._epoch(), exit_reason=reason, message=message)
         self._asked_since.pop(job.id, None)
+        job = self._store.get_job(job.id)
+        if job.status not in ACTIVE:
+            return  # its driver had the last word between our two looks
         if job.desired_status == "cancelled":
             self._store.transition(job.id, "cancelled", epoch=self._epoch(), reason="cancelled", message="cancelled")
         elif job.desired_status == "paused":

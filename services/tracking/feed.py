@@ -6,7 +6,6 @@ timestamp; MLflow then holds each point once. A step that was sent and is done a
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
@@ -121,8 +120,6 @@ class Feed:
             run_id = calls.stage_run(self.job_id, stage, self.cursor.parent, record["time_ms"])
             spec = next((item for item in self._spec["stages"] if item["name"] == stage), {})
             calls.params(run_id, {key: value for key, value in spec.items() if value is not None})
-            for name, domain in stage_domains(spec):
-                calls.dataset(run_id, name, domain_digest(domain), "train", domain.get("path") or domain.get("id") or domain["kind"])
             self.cursor.stages[stage] = run_id
             self._save()
         return self.cursor.stages[stage]
@@ -267,18 +264,6 @@ def read_cursor(run_dir: Path) -> Cursor:
         return Cursor()
     known = Cursor.__dataclass_fields__
     return Cursor(**{name: value for name, value in found.items() if name in known})
-
-
-def stage_domains(stage: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
-    """Names and specs of the domains that a stage trains on."""
-    if stage.get("domain"):
-        return [(stage["name"], stage["domain"])]
-    return [(part["name"], part["domain"]) for part in stage.get("domains") or ()]
-
-
-def domain_digest(domain: dict[str, Any]) -> str:
-    """What a domain is, as a hash: a procedural one is its spec; for a file the log may say more (``RunLog.dataset``)."""
-    return hashlib.blake2b(json.dumps(domain, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
 def _modified_ms(run_dir: Path) -> int:

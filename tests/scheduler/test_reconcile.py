@@ -37,6 +37,9 @@ class Store:
     def next_queued(self):
         return next((job for job in self.jobs.values() if job.status == "queued"), None)
 
+    def get_job(self, job_id):
+        return self.jobs[job_id]
+
     def list_attempts(self, job_id):
         return self.attempts.get(job_id, [])
 
@@ -110,6 +113,17 @@ def test_a_starting_attempt_that_was_never_launched_is_launched_under_the_same_i
     reconciler.tick()
     assert launcher.launched == ["att_a_0", "att_a_0"]
     assert len(store.attempts["a"]) == 1
+
+
+def test_a_driver_that_finished_between_two_looks_has_the_last_word(world):
+    store, launcher, _, reconciler = world
+    reconciler.tick()
+    store.jobs["a"].status = "running"
+    launcher.seen["att_a_0"] = "ended"
+    end = store.end_attempt
+    store.end_attempt = lambda *args, **kwargs: (end(*args, **kwargs), setattr(store.jobs["a"], "status", "succeeded"))
+    reconciler.tick()
+    assert store.jobs["a"].status == "succeeded" and launcher.launched == ["att_a_0", "att_b_0"]
 
 
 def test_unreachable_is_not_lost(world):

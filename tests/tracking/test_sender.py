@@ -108,7 +108,7 @@ def test_a_replay_adds_nothing_anywhere(mlflow_server, job):
     assert stage.data.tags["mlflow.parentRunId"] == runs[""] and stage.info.status == "FINISHED"
     assert stage.data.params["note"] == "x" and json.loads(stage.data.params["method"]) == {"recipe": "sdpo"}
     data = {(item.dataset.name, item.tags[0].value) for item in stage.inputs.dataset_inputs}
-    assert data == {("sums", "train"), ("extra", "evaluation")} and len(stage.inputs.dataset_inputs) == 2
+    assert data == {("extra", "evaluation")} and len(stage.inputs.dataset_inputs) == 1
     models = client.search_logged_models([stage.info.experiment_id], filter_string=f"source_run_id = '{runs['sums']}'")
     assert [(model.name, model.params["uri"], model.status.value) for model in models] == [("demo-sums", "/runs/policy", "READY")]
     assert [output.model_id for output in stage.outputs.model_outputs] == [models[0].model_id]
