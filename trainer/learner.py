@@ -140,7 +140,7 @@ class Learner:
     def _forward_backward(self, shard: BatchShard, denominators: dict[str, float], metrics: StepMetrics) -> None:
         teacher_head = None
         if shard.teacher_head is not None:
-            teacher_head = torch.from_numpy(shard.teacher_head).to(self.device)
+            teacher_head = torch.tensor(shard.teacher_head, device=self.device)  # a copy: what came through Ray is read-only
         for samples in shard.micro_batches:
             if samples:
                 self._train_on(samples, denominators, metrics, teacher_head)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 
@@ -18,13 +19,40 @@ from services.pebble.measure import measure, table
 from services.pebble.tokenizer import CONTEXT_LENGTH, END_OF_TEXT, VOCABULARY_SIZE, save_tokenizer
 from services.pebble.train import train
 
-STEPS = 700
-BATCH_SIZE = 192
-PEAK_LR = 2e-3
-WITH_SOLUTION, WITH_FEEDBACK = 0.3, 0.1
-WEIGHTS = {"arithmetic": 1.4, "strings": 1.0, "tool_call": 1.0}
-CORRUPTED = {"arithmetic": 0.4, "strings": 0.4, "tool_call": 0.4}
-"""Shares of wrong targets among the plain samples: they set the plain scores, see the model card."""
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Phase:
+    """A leg of the base training: how much of what."""
+
+    share: float
+    """Of all steps."""
+    weights: dict[str, float]
+    """Relative number of samples by domain."""
+    corrupted: dict[str, float]
+    """Shares of wrong targets among the plain samples by domain."""
+    with_solution: float
+    with_feedback: float
+
+
+PHASES = (
+    # the skills first, on right answers alone: sums, the hardest, are learned late and all at once
+    Phase(
+        share=0.55,
+        weights={"arithmetic": 3.0, "strings": 1.0, "tool_call": 1.0},
+        corrupted={"arithmetic": 0.0, "strings": 0.0, "tool_call": 0.0},
+        with_solution=0.25,
+        with_feedback=0.1,
+    ),
+    # then the doubt: plain prompts with wrong answers among the right ones, contexts always with the right one
+    Phase(
+        share=0.45,
+        weights={"arithmetic": 1.0, "strings": 1.3, "tool_call": 1.0},
+        corrupted={"arithmetic": 0.4, "strings": 0.4, "tool_call": 0.45},
+        with_solution=0.35,
+        with_feedback=0.1,
+    ),
+)
+STEPS, BATCH_SIZE, PEAK_LR = 850, 192, 3e-3
 CORPUS_SEED, MEASURE_SEED = 12345, 7
 
 
@@ -40,7 +68,7 @@ def build(
     save_tokenizer(folder)
     chat = ChatFormat(str(folder))
     model = new_model(chat)
-    loss = train(model, base_corpus(chat, seed), steps=steps, batch_size=BATCH_SIZE, peak_lr=PEAK_LR, report=report)
+    loss = train(model, base_corpora(chat, steps, seed), batch_size=BATCH_SIZE, peak_lr=PEAK_LR, report=report)
     model.save_pretrained(folder)
     minutes = (time.monotonic() - started) / 60
     report(f"trained in {minutes:.1f} minutes; measuring on {problems} problems a domain")
@@ -55,25 +83,36 @@ def build(
         loss=loss,
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         day=date.today(),
+        phases=[_in_words(phase) for phase in PHASES],
     )
-    write_card(folder, built, rows, mixture=_mixture(), corrupted=_shares(CORRUPTED))
+    write_card(folder, built, rows)
 
 
-def _mixture() -> str:
+def base_corpora(chat: ChatFormat, steps: int, seed: int) -> list[tuple[Corpus, int]]:
+    """The corpus of each phase and its number of steps; each phase draws problems of its own."""
+    first = round(steps * PHASES[0].share)
+    return [
+        (phase_corpus(phase, chat, CORPUS_SEED + 1000 * seed + index), length)
+        for index, (phase, length) in enumerate(zip(PHASES, (first, steps - first), strict=True))
+    ]
+
+
+def phase_corpus(phase: Phase, chat: ChatFormat, seed: int) -> Corpus:
+    domains = demo_domains(seed)
+    ingredients = [Ingredient(domain, phase.weights[kind], phase.corrupted[kind]) for kind, domain in domains.items()]
+    return Corpus(ingredients, chat, with_solution=phase.with_solution, with_feedback=phase.with_feedback, seed=seed)
+
+
+def _in_words(phase: Phase) -> str:
     return (
-        f"weights {', '.join(f'{kind} {weight:g}' for kind, weight in WEIGHTS.items())}; {WITH_SOLUTION:.0%} of the samples with the "
-        f"solution and {WITH_FEEDBACK:.0%} with\nthe verifier's feedback on a wrong answer in the prompt, as a teacher reads them"
+        f"{phase.share:.0%} of the steps: samples {_list(phase.weights, 'g')}; wrong targets in plain prompts "
+        f"{_list(phase.corrupted, '.0%')};\n  {phase.with_solution:.0%} of the prompts with the solution, "
+        f"{phase.with_feedback:.0%} with feedback on a wrong answer"
     )
 
 
-def _shares(shares: dict[str, float]) -> str:
-    return ", ".join(f"{kind} {share:.0%}" for kind, share in shares.items())
-
-
-def base_corpus(chat: ChatFormat, seed: int) -> Corpus:
-    domains = demo_domains(CORPUS_SEED + seed)
-    ingredients = [Ingredient(domain, WEIGHTS[kind], CORRUPTED[kind]) for kind, domain in domains.items()]
-    return Corpus(ingredients, chat, with_solution=WITH_SOLUTION, with_feedback=WITH_FEEDBACK, seed=seed)
+def _list(values: dict[str, float], form: str) -> str:
+    return ", ".join(f"{kind} {value:{form}}" for kind, value in values.items())
 
 
 def new_model(chat: ChatFormat):

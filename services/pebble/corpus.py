@@ -33,7 +33,7 @@ class Ingredient:
     domain: Domain
     weight: float
     """Relative number of samples."""
-    corrupted: float
+    corrupted: float = 0.0
     """Share of plain samples whose target is wrong."""
 
 

@@ -8,18 +8,18 @@ are put into chunks does not change the gradient.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 
 from services.pebble.corpus import Corpus, Sample
 
-CHUNK_TOKENS = 4096
-"""Padded tokens of one forward pass: small enough for the cache of a core, large enough for its matrix units."""
+CHUNK_TOKENS = 2048
+"""Padded tokens of one forward pass: larger ones were slower, out of a core's cache."""
 FLOOR = 0.05
 """The rate at the end, as a share of the peak."""
-REPORT_EVERY = 50
+WARMUP, REPORT_EVERY = 30, 50
 
 
 def learning_rate(step: int, steps: int, *, peak: float, warmup: int) -> float:
@@ -29,14 +29,21 @@ def learning_rate(step: int, steps: int, *, peak: float, warmup: int) -> float:
     return peak * (FLOOR + (1 - FLOOR) * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup))))
 
 
-def train(model, corpus: Corpus, *, steps: int, batch_size: int, peak_lr: float, report: Callable[[str], None]) -> float:
-    """Train in place; returns the mean loss (nats per completion token) of the last tenth of the steps."""
+def train(
+    model, phases: Sequence[tuple[Corpus, int]], *, batch_size: int, peak_lr: float, report: Callable[[str], None]
+) -> float:
+    """Train in place on each corpus for its number of steps, under one schedule of the learning rate.
+
+    Returns the mean loss (nats per completion token) of the last tenth of the steps.
+    """
+    steps = sum(length for _, length in phases)
+    corpora = [corpus for corpus, length in phases for _ in range(length)]
     optimizer = torch.optim.AdamW(model.parameters(), lr=peak_lr, betas=(0.9, 0.98), weight_decay=0.01)
     model.train()
     losses: list[float] = []
-    for step in range(steps):
+    for step, corpus in enumerate(corpora):
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, steps, peak=peak_lr, warmup=min(50, steps // 4 or 1))
+            group["lr"] = learning_rate(step, steps, peak=peak_lr, warmup=min(WARMUP, steps // 4 or 1))
         losses.append(accumulate(model, corpus.batch(batch_size)))
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
