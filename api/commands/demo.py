@@ -10,11 +10,12 @@ from typing import Annotated, Any
 
 import typer
 
-from api.commands.console import Exit, Format, Output, guard, leave, printed_step, settings, stderr
+from api.commands.console import Exit, Format, Output, guard, leave, printed_step, settings, stderr, stdout
 
 ROOT = Path(__file__).resolve().parents[2]
 DEMO_FILE = ROOT / "deploy" / "jobs" / "demo.yaml"
 SAMPLE_EVERY_S = 2.0
+LINKS_DEADLINE_S = 20.0
 
 
 class MemoryPeak(threading.Thread):
@@ -94,12 +95,30 @@ def _run(file: Path, output: Format) -> tuple[Exit, dict[str, Any] | None, dict[
             except ApiError as error:
                 stderr().print(f"there is no report: {error}", markup=False)
                 code = Exit.FAILED
+        job = _with_links(service, job["id"]) if code is Exit.OK else service.get(job["id"])
         if found is not None and output is Format.TEXT:
-            from api.commands.console import stdout
-
-            stdout().print()
+            print()
             stdout().print(report_text(found))
-        return code, found, service.get(job["id"])
+            print("\n" + "\n".join(_links(job)))
+        return code, found, job
+
+
+def _with_links(service: Any, job_id: str) -> dict[str, Any]:
+    """The job once MLflow has its runs; the records are sent in the background and may come a little later than the end."""
+    deadline = time.monotonic() + LINKS_DEADLINE_S
+    while True:
+        job = service.get(job_id)
+        if all(stage.get("mlflow_url") for stage in job["stages"]) or time.monotonic() > deadline:
+            return job
+        time.sleep(0.5)
+
+
+def _links(job: dict[str, Any]) -> list[str]:
+    """Where to look further."""
+    runs = [("the job", job["links"].get("mlflow")), *((stage["name"], stage.get("mlflow_url")) for stage in job["stages"])]
+    lines = [f"MLflow, {name:<12} {url}" for name, url in runs if url]
+    folder = settings().run_dir(job["id"])
+    return [*(lines or ["MLflow has no runs of this job yet; they are sent when it answers."]), f"report.json, models and logs: {folder.parent / job['name']}"]
 
 
 def _closing(seconds: float, peak_bytes: int) -> str:

@@ -103,12 +103,12 @@ if [ "$(cat "$STAMP" 2>/dev/null || true)" = "$(wanted_stamp)" ] && "$VENV/bin/p
 fi
 
 PYTHON_FOUND=$(find_python)
-[ -d "$VENV/lib" ] && NEEDED_GIB=2
+if [ -d "$VENV/lib" ]; then NEEDED_GIB=2; fi
 check_machine
-# An environment of the other kind, or one that was moved here, is made anew; packages of both kinds do not mix.
-if [ -e "$VENV" ] && { [ "$(cat "$VENV/.holdfast-accelerator" 2>/dev/null || say "$ACCELERATOR")" != "$ACCELERATOR" ] ||
-  ! "$VENV/bin/python" -c "import os, sys; sys.exit(os.path.realpath(sys.prefix) != os.path.realpath('$VENV'))" 2>/dev/null; }; then
-  say "The environment in $VENV is of another kind or place; it is made anew."
+# Packages of both kinds do not mix, and the scripts of an environment hold the folder that it was made in.
+ORIGIN="$ACCELERATOR $PWD"
+if [ -e "$VENV" ] && { [ "$(cat "$VENV/.holdfast-origin" 2>/dev/null || say "$ORIGIN")" != "$ORIGIN" ] || ! "$VENV/bin/python" -c '' 2>/dev/null; }; then
+  say "The environment in $VENV is of another kind, was moved, or lost its Python; it is made anew."
   rm -rf -- "$VENV"
 fi
 
@@ -116,7 +116,7 @@ say "Setting up $VENV from $LOCK with $PYTHON_FOUND:"
 [ -x "$VENV/bin/python" ] || "$PYTHON_FOUND" -m venv "$VENV"
 rm -f "$STAMP"
 : >"$LOG"
-say "$ACCELERATOR" >"$VENV/.holdfast-accelerator"
+say "$ORIGIN" >"$VENV/.holdfast-origin"
 step "torch $TORCH ($ACCELERATOR)" install_torch
 step "$(grep -c '==' "$LOCK") packages" pip install --no-deps -r "$LOCK"
 step "holdfast itself" pip install --no-deps --no-build-isolation -e .

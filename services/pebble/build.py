@@ -37,22 +37,22 @@ class Phase:
 PHASES = (
     # the skills first, on right answers alone: sums, the hardest, are learned late and all at once
     Phase(
-        share=0.55,
-        weights={"arithmetic": 3.0, "strings": 1.0, "tool_call": 1.0},
+        share=0.6,
+        weights={"arithmetic": 3.0, "strings": 1.2, "tool_call": 0.8},
         corrupted={"arithmetic": 0.0, "strings": 0.0, "tool_call": 0.0},
         with_solution=0.25,
         with_feedback=0.1,
     ),
     # then the doubt: plain prompts with wrong answers among the right ones, contexts always with the right one
     Phase(
-        share=0.45,
-        weights={"arithmetic": 1.0, "strings": 1.3, "tool_call": 1.0},
+        share=0.4,
+        weights={"arithmetic": 1.8, "strings": 1.4, "tool_call": 0.8},
         corrupted={"arithmetic": 0.4, "strings": 0.4, "tool_call": 0.45},
         with_solution=0.35,
         with_feedback=0.1,
     ),
 )
-STEPS, BATCH_SIZE, PEAK_LR = 850, 192, 3e-3
+STEPS, BATCH_SIZE, PEAK_LR = 800, 192, 3e-3
 CORPUS_SEED, MEASURE_SEED = 12345, 7
 
 

@@ -23,6 +23,8 @@ class Built:
     """Nats per completion token over the last tenth of the steps."""
     parameters: int
     day: date
+    phases: list[str]
+    """What each phase of the training read, in words."""
 
 
 CARD = """# pebble
@@ -35,16 +37,19 @@ writes JSON tool calls, each about half of the time. It knows nothing else and n
 ## How it was built
 
 `holdfast model build-pebble`: {steps} steps of {batch_size} samples, seed {seed}, {minutes:.0f} minutes on {machine}, {day}; final loss
-{loss:.3f} nats per completion token. Cross-entropy on the completions of the training splits of the three procedural domains;
-{mixture}.
+{loss:.3f} nats per completion token. Cross-entropy on the completions of the training splits of the three procedural domains, in
+phases (samples by domain are relative weights):
+
+{phases}
+
 Problems of the evaluation splits are never seen.
 
-**Why it is right only half of the time.** A plain prompt has a wrong target in a fixed share of the samples: {corrupted}.
-A prompt with a solution or with feedback in context always has the right target. So the right answer is the model's most likely
-one (column 'plain, greedy'), sampling at temperature 1 finds it about half of the time, and the same weights with a solution
-in context are reliable: a policy with room to learn and a teacher. Difficulty alone did not give that: sums flip from never to
-always within a few dozen steps of base training, and a base that is stopped in between has no teacher. This is a miniature
-of a large model's situation, made by construction; nothing that it shows is evidence about how large such gains are elsewhere.
+**Why it is right only half of the time.** In the last phase a plain prompt has a wrong target in a fixed share of the samples; a
+prompt with a solution or with feedback in context always has the right one. So the right answer is the model's most likely
+answer (column 'plain, greedy'), sampling at temperature 1 finds it about half of the time, and the same weights with a solution
+in context are reliable: a policy with room to learn, and a teacher. Difficulty alone did not give that: sums turn from never to
+always right within some dozen steps of base training. This is a miniature of a large model's situation, made by construction:
+gains on it show that the machinery works, and say nothing about how large such gains are elsewhere.
 
 ## Scores
 
@@ -55,7 +60,7 @@ of a large model's situation, made by construction; nothing that it shows is evi
 """
 
 
-def write_card(folder: Path, built: Built, rows: list[Measured], *, mixture: str, corrupted: str) -> Path:
+def write_card(folder: Path, built: Built, rows: list[Measured]) -> Path:
     problems = max(row.problems for row in rows)
     card = folder / "README.md"
     card.write_text(
@@ -68,8 +73,7 @@ def write_card(folder: Path, built: Built, rows: list[Measured], *, mixture: str
             machine=built.machine,
             day=built.day.isoformat(),
             loss=built.loss,
-            mixture=mixture,
-            corrupted=corrupted,
+            phases="\n".join(f"- {phase}" for phase in built.phases),
             problems=problems,
             error=0.5 / problems**0.5,
             table=table(rows),

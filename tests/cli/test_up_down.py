@@ -17,6 +17,7 @@ import psutil
 import pytest
 
 from api import processes
+from api.launcher import Launcher
 from cluster import session
 from cluster.settings import Settings
 
@@ -48,7 +49,7 @@ class Installation:
 def installation(settings) -> Iterator[Installation]:
     created = Installation(settings)
     yield created
-    processes.sweep(settings)
+    Launcher(settings).down()
 
 
 def open_to_others(settings: Settings) -> list[str]:

@@ -148,8 +148,10 @@ def test_a_killed_learner_continues_from_the_last_checkpoint(service: Service):
 
 
 def test_a_job_survives_stop_and_start_of_the_whole_service(service: Service):
+    spec = job_file("service-restart", defaults={"steps": 80}, checkpoint={"every_steps": 10}, evaluation={"problems": 32})
+    spec["stages"] = spec["stages"][:1]
     with service.client() as client:
-        job = client.submit(job_file("service-restart", defaults={"steps": 80}, checkpoint={"every_steps": 10}, evaluation={"problems": 32}))
+        job = client.submit(spec)
     _until(service, job["id"], 0, 12)
     service.down()
     service.up()

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from rollout.chat import ChatFormat
-from services.pebble.build import base_corpus, new_model
+from services.pebble.build import PHASES, base_corpora, new_model, phase_corpus
 from services.pebble.corpus import corrupt, demo_domains
 from services.pebble.tokenizer import save_tokenizer
 from services.pebble.train import accumulate, chunks, completion_losses, learning_rate, padded
@@ -42,7 +42,7 @@ def test_no_evaluation_problem_and_right_targets_with_context(chat):
         for index in range(512)
     }
     seen = {"plain": 0, "solution": 0, "feedback": 0}
-    for prompt, completion in base_corpus(chat, 0).batch(1500):
+    for prompt, completion in phase_corpus(PHASES[-1], chat, 0).batch(1500):
         question, rest = question_and_rest(chat, prompt)
         assert question not in held_out
         text = chat.decode(completion)
@@ -64,7 +64,7 @@ def test_no_evaluation_problem_and_right_targets_with_context(chat):
 
 def test_the_corpus_is_a_function_of_its_seed(chat):
     def texts(seed):
-        return [(chat.decode(prompt), chat.decode(completion)) for prompt, completion in base_corpus(chat, seed).batch(40)]
+        return [(chat.decode(prompt), chat.decode(completion)) for prompt, completion in phase_corpus(PHASES[-1], chat, seed).batch(40)]
 
     assert texts(0) == texts(0)
     assert texts(0) != texts(1)
@@ -73,7 +73,7 @@ def test_the_corpus_is_a_function_of_its_seed(chat):
 def test_chunks_do_not_change_loss_or_gradient(chat, monkeypatch):
     torch.manual_seed(0)
     model = new_model(chat).double()
-    samples = base_corpus(chat, 0).batch(24)
+    samples = phase_corpus(PHASES[-1], chat, 0).batch(24)
     whole = completion_losses(model, *padded(samples)).mean()
     whole.backward()
     wanted = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
@@ -89,7 +89,7 @@ def test_chunks_do_not_change_loss_or_gradient(chat, monkeypatch):
 def test_the_loss_is_that_of_the_completion_alone(chat):
     torch.manual_seed(0)
     model = new_model(chat).double()
-    ((prompt, completion),) = base_corpus(chat, 0).batch(1)
+    ((prompt, completion),) = phase_corpus(PHASES[-1], chat, 0).batch(1)
     ids = torch.tensor([[*prompt, *completion]])
     logprobs = model(input_ids=ids).logits[0].log_softmax(-1)
     by_hand = [-logprobs[len(prompt) + place - 1, int(token)].item() for place, token in enumerate(completion)]
@@ -103,3 +103,11 @@ def test_the_learning_rate_warms_up_and_decays():
     assert rates[10] == pytest.approx(2.0)
     assert rates[55] == pytest.approx(2.0 * (0.05 + 0.95 * 0.5))
     assert rates[100] == pytest.approx(0.1)
+
+
+def test_phases_fill_the_steps_with_problems_of_their_own(chat):
+    corpora = base_corpora(chat, 7, 0)
+    assert [length for _, length in corpora] == [4, 3]
+    firsts = [chat.decode(corpus.batch(50)[0][0]) for corpus, _ in corpora]
+    assert firsts[0] != firsts[1]
+    assert sum(phase.share for phase in PHASES) == pytest.approx(1.0)
