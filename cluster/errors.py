@@ -7,7 +7,6 @@ Every class here pickles: Ray re-raises it in another process.
 
 from __future__ import annotations
 
-
 LOST_REASONS = ("rollout_worker_lost", "teacher_lost", "publication_failed", "checkpoint_damaged", "fenced")
 """Losses of processes or files, not of the job: the attempt ends, and the next one starts from the last checkpoint."""
 

@@ -99,7 +99,7 @@ def _run(file: Path, output: Format) -> tuple[Exit, dict[str, Any] | None, dict[
         if found is not None and output is Format.TEXT:
             print()
             stdout().print(report_text(found))
-            print("\n" + "\n".join(_links(job)))
+            print("\n" + "\n".join(_links(job, told=json.dumps(found.get("mlflow")))))
         return code, found, job
 
 
@@ -113,12 +113,14 @@ def _with_links(service: Any, job_id: str) -> dict[str, Any]:
         time.sleep(0.5)
 
 
-def _links(job: dict[str, Any]) -> list[str]:
-    """Where to look further."""
+def _links(job: dict[str, Any], *, told: str) -> list[str]:
+    """Where to look further, without what the report has told."""
     runs = [("the job", job["links"].get("mlflow")), *((stage["name"], stage.get("mlflow_url")) for stage in job["stages"])]
-    lines = [f"MLflow, {name:<12} {url}" for name, url in runs if url]
+    lines = [f"MLflow, {name:<12} {url}" for name, url in runs if url and url not in told]
+    if not job["links"].get("mlflow"):
+        lines = ["MLflow has no runs of this job yet; they are sent when it answers."]
     folder = settings().run_dir(job["id"])
-    return [*(lines or ["MLflow has no runs of this job yet; they are sent when it answers."]), f"report.json, models and logs: {folder.parent / job['name']}"]
+    return [*lines, f"report.json, models and logs: {folder.parent / job['name']}"]
 
 
 def _closing(seconds: float, peak_bytes: int) -> str:

@@ -58,8 +58,13 @@ def build_report(
         "seconds_per_step": {key.removeprefix(SECONDS_PREFIX): _mean(of_key) for key, of_key in points.items() if key.startswith(SECONDS_PREFIX)},
         "steps": len(points.get(STEP_SECONDS_KEY, [])),
         "completion_tokens_per_s": _mean(points.get(TOKENS_PER_S_KEY, [])),
-        "mlflow": {"job": links.get(None), "stages": {name: link for name, link in links.items() if name is not None}},
+        "mlflow": mlflow_section(links),
     }
+
+
+def mlflow_section(links: Mapping[str | None, str]) -> dict[str, Any]:
+    """Links by stage name, the job's own under None, as the report has them."""
+    return {"job": links.get(None), "stages": {name: link for name, link in links.items() if name is not None}}
 
 
 def _complete_rows(cells: Mapping[tuple[int, str], Mapping[str, Any]], domains: list[str], *, most: int) -> list[dict[str, Sequence[float]]]:

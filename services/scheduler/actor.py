@@ -19,6 +19,7 @@ import ray
 from cluster.errors import FencedError
 from cluster.settings import NAMESPACE, SCHEDULER_ACTOR, Settings
 from services.jobs.states import TERMINAL, TRANSITIONS
+from services.scheduler.reporting import add_links
 
 LEASE_TTL_S = 15.0
 LEASE_RENEW_S = 5.0
@@ -101,6 +102,7 @@ class SchedulerLoop:
             self.sender.watch(job.id, run_dir, job.name, job.spec, job.status)
             if job.status in TERMINAL and self.sender.is_done(run_dir):
                 self._sent.add(job.id)
+                add_links(run_dir, self.settings.mlflow_url)
 
     def _write_cluster_file(self) -> None:
         """What the API tells about the cluster; it does not talk to Ray itself."""

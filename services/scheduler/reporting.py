@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from services.evaluation.report import build_report
+from services.evaluation.report import build_report, mlflow_section
 from services.tracking.links import run_links
 from services.tracking.log import read_metrics
 
@@ -16,11 +16,28 @@ def write_report(source: dict[str, Any], run_dir: Path, runs: Path, *, mlflow_ur
     """``runs/<job id>/report.json``, and ``runs/<job name>`` as a link to the newest job of that name."""
     links = run_links(run_dir, mlflow_url)
     report = build_report(source["job"], source["evaluations"], source["checkpoints"], read_metrics(run_dir), mlflow=links)
-    temporary = run_dir / "report.json.tmp"
-    temporary.write_text(json.dumps(report, indent=1))
-    os.replace(temporary, run_dir / "report.json")
+    _write_json(run_dir / "report.json", report)
     link_by_name(run_dir, runs / source["job"]["name"])
     return report
+
+
+def add_links(run_dir: Path, mlflow_url: str) -> None:
+    """MLflow's runs into a report that was written before all of them existed."""
+    path = run_dir / "report.json"
+    if not path.exists():
+        return
+    report = json.loads(path.read_text())
+    links = run_links(run_dir, mlflow_url)
+    report["mlflow"] = mlflow_section(links)
+    for stage in report["stages"]:
+        stage["mlflow"] = links.get(stage["name"])
+    _write_json(path, report)
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(content, indent=1))
+    os.replace(temporary, path)
 
 
 def link_by_name(run_dir: Path, link: Path) -> None:
