@@ -31,7 +31,7 @@ CARD = """# pebble
 
 A language model of {millions:.1f} million parameters for demonstrations and tests of continual post-training: Qwen3
 architecture (4 layers, hidden 128, 4 heads), tied embeddings, float32, a vocabulary of 128 (one token a character, a few
-marks of JSON, the turn marks of the Qwen chat template), context 512. It adds numbers below 100, sorts 4 to 6 letters and
+marks of JSON, the turn marks of the Qwen chat template), context 2048 (its base training saw less than 200). It adds numbers below 100, sorts 4 to 6 letters and
 writes JSON tool calls, each about half of the time. It knows nothing else and no language.
 
 ## How it was built

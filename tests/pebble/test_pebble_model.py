@@ -27,7 +27,7 @@ def test_it_is_a_small_tied_qwen3_in_float32(model):
     assert model.dtype == torch.float32
     assert model.lm_head.weight.data_ptr() == model.model.embed_tokens.weight.data_ptr()
     assert 700_000 < sum(parameter.numel() for parameter in model.parameters()) < 1_300_000
-    assert model.config.max_position_embeddings == 512
+    assert model.config.max_position_embeddings == 2048
 
 
 def test_folder_holds_safetensors_and_no_pickle():
