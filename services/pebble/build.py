@@ -79,7 +79,7 @@ def build(
         batch_size=BATCH_SIZE,
         seed=seed,
         minutes=minutes,
-        machine=f"a CPU, {torch.get_num_threads()} threads",
+        machine=f"a CPU, torch threads: {torch.get_num_threads()}",
         loss=loss,
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         day=date.today(),

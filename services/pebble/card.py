@@ -7,6 +7,7 @@ from datetime import date
 from pathlib import Path
 
 from services.pebble.measure import Measured, table
+from services.pebble.tokenizer import CONTEXT_LENGTH
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,8 +32,8 @@ CARD = """# pebble
 
 A language model of {millions:.1f} million parameters for demonstrations and tests of continual post-training: Qwen3
 architecture (4 layers, hidden 128, 4 heads), tied embeddings, float32, a vocabulary of 128 (one token a character, a few
-marks of JSON, the turn marks of the Qwen chat template), context 2048 (its base training saw less than 200). It adds numbers below 100, sorts 4 to 6 letters and
-writes JSON tool calls, each about half of the time. It knows nothing else and no language.
+marks of JSON, the turn marks of the Qwen chat template), context {context} (its base training saw less than 200). It adds numbers
+below 100, sorts 4 to 6 letters and writes JSON tool calls, each about half of the time. It knows nothing else and no language.
 
 ## How it was built
 
@@ -65,6 +66,7 @@ def write_card(folder: Path, built: Built, rows: list[Measured]) -> Path:
     card = folder / "README.md"
     card.write_text(
         CARD.format(
+            context=CONTEXT_LENGTH,
             millions=built.parameters / 1e6,
             steps=built.steps,
             batch_size=built.batch_size,

@@ -56,7 +56,7 @@ def test_prompts_with_context_fit_the_model():
 
 
 def test_it_is_a_fair_miniature():
-    rows = measure(FOLDER, demo_domains(21), problems=256)
+    rows = measure(FOLDER, demo_domains(21), problems=128)
     assert [row.domain for row in rows] == ["arithmetic", "strings", "tool_call"]
     for row in rows:
         assert 0.25 <= row.plain <= 0.75, row
