@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from cluster.errors import StageError
 from cluster.messages import Completion, GenerationRequest, Problem, Verdict
 
 NUM_SAMPLES = 8
@@ -62,7 +63,16 @@ class Evaluator:
     """
 
     def __init__(
-        self, pool: Any, verifiers: Any, chat: Any, domains: Mapping[str, Any], problems: Mapping[str, int], sampling: Any, seed: int
+        self,
+        pool: Any,
+        verifiers: Any,
+        chat: Any,
+        domains: Mapping[str, Any],
+        problems: Mapping[str, int],
+        sampling: Any,
+        seed: int,
+        *,
+        max_prompt_tokens: int | None = None,
     ):
         self._pool = pool
         self._verifiers = verifiers
@@ -71,6 +81,7 @@ class Evaluator:
         self._num_problems = dict(problems)
         self._sampling = sampling
         self._seed = seed
+        self._max_prompt_tokens = max_prompt_tokens
         self._suites: dict[str, Suite] = {}
 
     @property
@@ -117,7 +128,18 @@ class Evaluator:
             )
             for index, problem in enumerate(problems)
         )
+        self._check_lengths(problems, requests)
         return Suite(domain=domain, problems=problems, requests=requests, digest=self._digest(problems, requests))
+
+    def _check_lengths(self, problems: tuple[Problem, ...], requests: tuple[GenerationRequest, ...]) -> None:
+        for problem, request in zip(problems, requests, strict=True):
+            length = len(request.prompt_token_ids)
+            if self._max_prompt_tokens is not None and length > self._max_prompt_tokens:
+                raise StageError(
+                    f"the prompt of {problem.problem_id} has {length} tokens, an evaluation prompt may have {self._max_prompt_tokens} "
+                    "(the largest max_prompt_tokens of the stages)",
+                    reason="prompt_too_long",
+                )
 
     def _digest(self, problems: tuple[Problem, ...], requests: tuple[GenerationRequest, ...]) -> str:
         """Of everything that two comparable evaluations share: prompts, what is compared with, seeds, sampling."""

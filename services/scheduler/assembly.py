@@ -48,6 +48,7 @@ def build_lead(run: JobRun) -> Lead:
             temperature=job.evaluation.temperature, top_p=job.evaluation.top_p, max_tokens=job.evaluation.max_tokens or longest
         ),
         job.seed,
+        max_prompt_tokens=max(stage.max_prompt_tokens for stage in run.stages),
     )
     probe_domain = next(iter(domains.values()))
     prompts = [chat.prompt_token_ids(probe_domain.problem("evaluation", index).messages) for index in range(PROBE_PROMPTS)]

@@ -35,5 +35,6 @@ def local_folder(model: ModelSpec, resolved: dict[str, Any]) -> Path:
 def max_model_len(job: JobSpec, folder: Path) -> int:
     """The longest sequence that any stage or evaluation can make, never above what the model was built for."""
     limit = json.loads((folder / "config.json").read_text()).get("max_position_embeddings", 1 << 30)
-    longest = max(stage.max_prompt_tokens + stage.sampling.max_tokens for stage in job.resolved_stages())
-    return min(limit, longest)
+    stages = job.resolved_stages()
+    completion = max(*(stage.sampling.max_tokens for stage in stages), job.evaluation.max_tokens or 1)
+    return min(limit, max(stage.max_prompt_tokens for stage in stages) + completion)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from cluster.errors import StageError
 from cluster.messages import Problem, Verdict
 from rollout.engines.base import EngineSampling
 from rollout.engines.scripted import ScriptedEngine
@@ -127,3 +128,11 @@ def test_unknown_and_empty_domains_are_refused():
         _evaluator()[0].score(["z"])
     with pytest.raises(ValueError, match="no evaluation problems"):
         _evaluator(x=0)[0].score()
+
+
+def test_a_prompt_that_is_too_long_is_named():
+    evaluator = _evaluator()[0]
+    evaluator._max_prompt_tokens = 0
+    with pytest.raises(StageError, match=r"x/evaluation/0 has \d+ tokens, an evaluation prompt may have 0") as raised:
+        evaluator.score(["x"])
+    assert raised.value.reason == "prompt_too_long"
