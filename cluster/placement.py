@@ -66,6 +66,9 @@ def plan_layout(device: str, *, rollout_workers: int, learners: int, teachers: i
         layout = Layout(device, rollout_workers, learners, teachers, 0.0, 0.0, 0.0, 0.0, cores)
     elif gpus == 1 and rollout_workers == 1 and learners == 1:
         layout = Layout(device, 1, 1, teachers, 0.45, 0.4, 0.15, 0.4, cores)
+    elif gpus == rollout_workers + learners and teachers:
+        # no GPU is left for the teacher: it shares one with a learner, which waits while the teacher scores
+        layout = Layout(device, rollout_workers, learners, teachers, 1.0, 0.7, 0.3, 0.85, cores)
     else:
         layout = Layout(device, rollout_workers, learners, teachers, 1.0, 1.0, 1.0, 0.85, cores)
     for resource, needed in layout.total().items():

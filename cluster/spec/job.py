@@ -165,6 +165,13 @@ def resolve_stage(job: JobSpec, index: int) -> ResolvedStage:
     )
 
 
+def longest_sequence(job: JobSpec) -> int:
+    """Tokens that an engine must be able to hold: every stage's prompts are also evaluated with the longest completion."""
+    stages = job.resolved_stages()
+    completion = max(*(stage.sampling.max_tokens for stage in stages), job.evaluation.max_tokens or 1)
+    return max(stage.max_prompt_tokens for stage in stages) + completion
+
+
 def evaluation_domains(job: JobSpec) -> tuple[EvaluationDomain, ...]:
     """Every suite that is scored, the stages' domains first and in order, each name once."""
     suites: dict[str, EvaluationDomain] = {}

@@ -12,7 +12,7 @@ from typing import Any
 from cluster.errors import ResourceError
 from cluster.placement import plan_layout
 from cluster.spec.composition import NoContext, PolicyGradient, SiblingSolution
-from cluster.spec.job import JobSpec, ResolvedStage
+from cluster.spec.job import JobSpec, ResolvedStage, longest_sequence
 from services.jobs.data_sets import check_data_sets
 from services.jobs.faults import Fault, pointer, show
 from services.jobs.model_files import ModelFacts, check_model
@@ -72,13 +72,14 @@ def _check_lengths(spec: JobSpec, stage: ResolvedStage, facts: ModelFacts) -> li
 
 
 def _check_evaluation_length(spec: JobSpec, stages: tuple[ResolvedStage, ...], facts: ModelFacts) -> list[Fault]:
-    if facts.max_positions is None or spec.evaluation.max_tokens is None:
+    needed = longest_sequence(spec)
+    if facts.max_positions is None or needed <= facts.max_positions:
         return []
     longest = max(stage.max_prompt_tokens for stage in stages)
-    needed = longest + spec.evaluation.max_tokens
-    if needed <= facts.max_positions:
-        return []
-    detail = f"{spec.evaluation.max_tokens} is too long: with max_prompt_tokens {longest} it makes {needed} tokens, the model has {facts.max_positions}"
+    detail = (
+        f"{needed - longest} is too long: with max_prompt_tokens {longest} it makes {needed} tokens, the model has {facts.max_positions} "
+        "(where unset it is the largest max_tokens of the stages)"
+    )
     return [Fault("/evaluation/max_tokens", detail, "context_too_long")]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import delete, insert, select, update
+from sqlalchemy import and_, delete, func, insert, or_, select, update
 
 from cluster.errors import Conflict
 from services.jobs.attempt_rows import live_job
@@ -28,10 +28,13 @@ class ResultRows:
                 if (known.job_id, known.manifest_sha256) != (job.id, fields["manifest_sha256"]):
                     raise Conflict(f"checkpoint {fields['id']} was committed before with other content", reason="checkpoint_id_reused")
                 return  # the answer to the first call was lost on its way
+            best = connection.execute(select(func.max(checkpoints.c.global_step)).where(checkpoints.c.job_id == job.id)).scalar_one()
             connection.execute(
                 insert(checkpoints).values(job_id=job.id, attempt_id=attempt_id, state="committed", created_at=now_text(), **fields)
             )
-            connection.execute(update(attempts).where(attempts.c.id == attempt_id).values(progressed=1))
+            if best is None or fields["global_step"] > best:
+                # Committing the same place again is no progress, or a job that always fails there would be tried for ever.
+                connection.execute(update(attempts).where(attempts.c.id == attempt_id).values(progressed=1))
             add_event(
                 connection,
                 job.id,
@@ -94,6 +97,15 @@ class ResultRows:
                     created_at=now_text(),
                 )
             )
+
+    def forget_evaluations(self, attempt_id: str, *, row: int, during_row: int, step: int) -> None:
+        """Drop boundary rows after ``row``, and scores inside stages after ``step`` of row ``during_row``."""
+        at, of_row = evaluations.c.at, evaluations.c.row
+        later = or_(of_row > during_row, and_(of_row == during_row, evaluations.c.step > step))
+        with self.database.write() as connection:
+            job = live_job(connection, attempt_id)
+            undone = or_(and_(at == "boundary", of_row > row), and_(at == "during", later))
+            connection.execute(delete(evaluations).where(evaluations.c.job_id == job.id, undone))
 
     def list_evaluations(self, job_id: str) -> list[EvaluationRecord]:
         """By row, then step, then time."""

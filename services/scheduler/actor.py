@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
 import threading
 import time
 import uuid
@@ -96,6 +97,8 @@ class SchedulerLoop:
         for job in self.store.jobs_in(list(TRANSITIONS)):
             if job.id in self._sent:
                 continue
+            if job.status in TERMINAL or job.status == "paused":
+                shutil.rmtree(self.settings.transfer / job.id, ignore_errors=True)  # publications, in shared memory
             run_dir = self.settings.run_dir(job.id)
             if not run_dir.is_dir():
                 continue

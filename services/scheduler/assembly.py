@@ -59,7 +59,7 @@ def build_lead(run: JobRun) -> Lead:
         teacher=TeacherGroup(config["teachers"]) if config["teachers"] else None,
         verifiers=verifiers,
         chat=chat,
-        probe=ParityProbe(config["workers"], prompts, max_tokens=PROBE_TOKENS),
+        probe=ParityProbe(config["workers"], prompts, max_tokens=min(PROBE_TOKENS, longest)),
         canary=TeacherCanary(),
         evaluations=Evaluations(evaluator, run.link, log),
     )

@@ -88,6 +88,13 @@ class AttemptCalls:
             attempt_id, "warning", message, level="error", data={"reason": "checkpoint_damaged", "checkpoint": checkpoint_id}
         )
 
+    def forget_evaluations_after(self, attempt_id: str, stage_index: int, step: int, at_stage_end: bool) -> None:
+        """Scores of policies that a fall-back to an earlier checkpoint undid; they are measured again."""
+        self._store.forget_evaluations(attempt_id, row=stage_index + int(at_stage_end), during_row=stage_index + 1, step=step)
+
+    def checkpoints_removed(self, attempt_id: str, checkpoint_ids: list[str]) -> None:
+        self._store.mark_checkpoints_removed(checkpoint_ids)
+
     def commit_checkpoint(self, attempt_id: str, *, keep: int, **fields: Any) -> list[str]:
         """Commit; returns the ids whose folders must stay: the newest ``keep`` and every stage's end."""
         self._store.commit_checkpoint(attempt_id, **fields)

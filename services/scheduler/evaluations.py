@@ -32,8 +32,27 @@ class Evaluations:
         self._score(names, row=stage.index + 1, stage=stage, step=step, global_step=global_step, at="during")
 
     def _score(self, names: list[str], *, row: int, stage: ResolvedStage | None, step: int, global_step: int, at: str) -> None:
-        values = {}
-        for name, result in self._evaluator.score(names).items():
+        results, values = self._evaluator.score(names), {}
+        for name, result in results.items():
+            values |= {
+                f"eval/{name}/score": result.mean,
+                f"eval/{name}/truncation_rate": result.truncation_rate,
+                f"eval/{name}/mean_tokens": result.mean_tokens,
+                f"eval/{name}/verifier_errors": float(result.verifier_errors),
+            }
+            if at == "boundary":
+                self._log.table(
+                    f"evaluation_samples_{name}", result.samples, stage=stage.name if stage else None, global_step=global_step
+                )
+        # The log before the rows: a row says that nothing of this measurement is still to be done.
+        self._log.metrics(
+            stage=stage.name if stage else None,
+            stage_index=stage.index if stage else None,
+            step=step,
+            global_step=global_step,
+            values=values,
+        )
+        for name, result in results.items():
             self._link.call(
                 "record_evaluation",
                 row=row,
@@ -47,20 +66,3 @@ class Evaluations:
                 scores=[float(score) for score in result.scores],
                 at=at,
             )
-            values |= {
-                f"eval/{name}/score": result.mean,
-                f"eval/{name}/truncation_rate": result.truncation_rate,
-                f"eval/{name}/mean_tokens": result.mean_tokens,
-                f"eval/{name}/verifier_errors": float(result.verifier_errors),
-            }
-            if at == "boundary":
-                self._log.table(
-                    f"evaluation_samples_{name}", result.samples, stage=stage.name if stage else None, global_step=global_step
-                )
-        self._log.metrics(
-            stage=stage.name if stage else None,
-            stage_index=stage.index if stage else None,
-            step=step,
-            global_step=global_step,
-            values=values,
-        )

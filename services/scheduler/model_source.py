@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.errors import HoldfastError
-from cluster.spec.job import JobSpec, ModelSpec
+from cluster.spec.job import JobSpec, ModelSpec, longest_sequence
 
 WANTED_FILES = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model"]
 """Weights, configuration and tokenizer; nothing that executes when it is loaded."""
@@ -35,6 +35,4 @@ def local_folder(model: ModelSpec, resolved: dict[str, Any]) -> Path:
 def max_model_len(job: JobSpec, folder: Path) -> int:
     """The longest sequence that any stage or evaluation can make, never above what the model was built for."""
     limit = json.loads((folder / "config.json").read_text()).get("max_position_embeddings", 1 << 30)
-    stages = job.resolved_stages()
-    completion = max(*(stage.sampling.max_tokens for stage in stages), job.evaluation.max_tokens or 1)
-    return min(limit, max(stage.max_prompt_tokens for stage in stages) + completion)
+    return min(limit, longest_sequence(job))

@@ -7,6 +7,7 @@ raised travels in place of the value, and every rank raises it.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch.distributed as dist
@@ -15,6 +16,9 @@ from cluster.errors import HoldfastError
 
 T = TypeVar("T")
 
+LEAD_MAY_TAKE = timedelta(hours=12)
+"""The other ranks wait while the lead rolls out or evaluates; a lead that died breaks the connection at once."""
+
 
 class Ranks:
     """This process's place among the learner ranks."""
@@ -22,7 +26,7 @@ class Ranks:
     def __init__(self, rank: int, world_size: int):
         self.rank = rank
         self.world_size = world_size
-        self._group = dist.new_group(backend="gloo") if world_size > 1 else None
+        self._group = dist.new_group(backend="gloo", timeout=LEAD_MAY_TAKE) if world_size > 1 else None
 
     @property
     def is_lead(self) -> bool:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 ACTIVE = ("starting", "running", "pausing", "cancelling")
-GRACE_S = 120.0
+GRACE_S = 600.0
 """How long an attempt may take to stop by itself before it is ended from outside."""
 MAX_ATTEMPTS_WITHOUT_PROGRESS = 3
 
@@ -87,8 +87,10 @@ class Reconciler:
         message = (
             "the cluster no longer knows the attempt" if seen == "missing" else "the attempt's driver ended without a result"
         )
-        self._store.end_attempt(attempt.id, epoch=self._epoch(), exit_reason=reason, message=message)
-        self._asked_since.pop(job.id, None)
+        # An attempt that was ended for a pause or a cancel did not fail, and must not count as one that did.
+        exit_reason = reason if job.desired_status == "running" else job.desired_status
+        self._store.end_attempt(attempt.id, epoch=self._epoch(), exit_reason=exit_reason, message=message)
+        self._asked_since.pop(attempt.id, None)
         job = self._store.get_job(job.id)
         if job.status not in ACTIVE:
             return  # its driver had the last word between our two looks
@@ -106,11 +108,12 @@ class Reconciler:
         """The learner polls the desired status each step; here the status shows it, and patience ends."""
         wanted = {"cancelled": "cancelling", "paused": "pausing"}.get(job.desired_status)
         if wanted is None:
+            self._asked_since.pop(attempt.id, None)
             return
         if job.status in ("starting", "running"):
             self._store.transition(
                 job.id, wanted, epoch=self._epoch(), reason=f"{wanted}_requested", message=f"{wanted} at the next step"
             )
-        since = self._asked_since.setdefault(job.id, self._clock())
+        since = self._asked_since.setdefault(attempt.id, self._clock())
         if job.cancel_mode == "now" or self._clock() - since > GRACE_S:
             self._launcher.end(attempt.id)

@@ -16,7 +16,7 @@ def write_report(source: dict[str, Any], run_dir: Path, runs: Path, *, mlflow_ur
     """``runs/<job id>/report.json``, and ``runs/<job name>`` as a link to the newest job of that name."""
     links = run_links(run_dir, mlflow_url)
     report = build_report(source["job"], source["evaluations"], source["checkpoints"], read_metrics(run_dir), mlflow=links)
-    _write_json(run_dir / "report.json", report)
+    write_json(run_dir / "report.json", report)
     link_by_name(run_dir, runs / source["job"]["name"])
     return report
 
@@ -31,10 +31,11 @@ def add_links(run_dir: Path, mlflow_url: str) -> None:
     report["mlflow"] = mlflow_section(links)
     for stage in report["stages"]:
         stage["mlflow"] = links.get(stage["name"])
-    _write_json(path, report)
+    write_json(path, report)
 
 
-def _write_json(path: Path, content: dict[str, Any]) -> None:
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Whole or not at all."""
     temporary = path.with_suffix(".tmp")
     temporary.write_text(json.dumps(content, indent=1))
     os.replace(temporary, path)

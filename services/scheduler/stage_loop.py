@@ -68,12 +68,13 @@ def run_stage(world: World, stage: ResolvedStage) -> None:
                 f"stage {stage.name}: {MAX_NON_FINITE_IN_A_ROW} steps in a row had a loss or gradient that is not finite",
                 reason="non_finite_loss",
             )
+        # Before the commit: what is evaluated after it would be missing for good after a stop or a crash.
+        ranks.from_lead(lambda: world.lead.evaluate_during())
         if outcome != "running":
             world.commit("resume")
             raise StopRequested(outcome)
         if progress.commit_due and progress.cursor.step < stage.steps:
             world.commit("resume")
-        ranks.from_lead(lambda: world.lead.evaluate_during())
 
 
 def publish_and_follow(world: World, phases: Phases, *, follow: bool = True) -> None:

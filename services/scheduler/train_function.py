@@ -16,6 +16,7 @@ from cluster.spec.job import JobSpec
 from services.scheduler.phases import Phases
 from services.scheduler.progress import Cursor, Progress
 from services.scheduler.ranks import Ranks
+from services.scheduler.reporting import write_json
 from services.scheduler.stage_loop import StopRequested, World, publish_and_follow, run_stage
 
 PARITY_ROUNDS = 4
@@ -60,7 +61,7 @@ class JobRun:
         self.run_dir = Path(config["run_dir"])
         self.link = self._link() if ranks.is_lead else None
         start = ranks.from_lead(self._where_to_start)
-        self.cursor, self.checkpoint = Cursor(**start["cursor"]), start["checkpoint"]
+        self.cursor, self.checkpoint, self.checkpoint_kind = Cursor(**start["cursor"]), start["checkpoint"], start["kind"]
         self.progress = Progress(self.cursor, incarnation=start["incarnation"], checkpoint_every=self.job.checkpoint.every_steps)
         self.learner = Learner(
             LearnerSettings(
@@ -108,8 +109,9 @@ class JobRun:
             except CheckpointError as error:
                 self.link.call("checkpoint_damaged", record["id"], error.message)
                 continue
-            return {"incarnation": incarnation, "cursor": content["cursor"], "checkpoint": record["path"]}
-        return {"incarnation": incarnation, "cursor": Cursor().to_dict(), "checkpoint": None}
+            self.link.call("forget_evaluations_after", record["stage_index"], record["step"], record["kind"] == "stage")
+            return {"incarnation": incarnation, "cursor": content["cursor"], "checkpoint": record["path"], "kind": record["kind"]}
+        return {"incarnation": incarnation, "cursor": Cursor().to_dict(), "checkpoint": None, "kind": None}
 
     def _build_lead(self):
         from services.scheduler.assembly import build_lead
@@ -162,7 +164,7 @@ class JobRun:
             probed = self.ranks.from_lead(lambda number=number: self.parts.probe.sample(number))
             logprobs = self.learner.sequence_logprobs(probed.prompts, probed.completions, temperature=probed.temperature)
             self.ranks.from_lead(lambda probed=probed, logprobs=logprobs: self.parts.probe.calibrate(probed, logprobs))
-        self.ranks.from_lead(lambda: kept.write_text(json.dumps({"bound_nats": self.parts.probe.bound_nats})))
+        self.ranks.from_lead(lambda: write_json(kept, {"bound_nats": self.parts.probe.bound_nats}))
 
     @property
     def parts(self):
@@ -180,8 +182,10 @@ class JobRun:
 
     def _finish_stage(self, stage) -> None:
         folder = self.run_dir / "stages" / f"{stage.index}-{stage.name}" / "policy"
-        self.learner.save_policy(folder)
-        self.commit("stage")
+        if not (self.checkpoint_kind == "stage" and self.progress.cursor == self.cursor):
+            # Otherwise this incarnation began at this very stage end, which is committed already.
+            self.learner.save_policy(folder)
+            self.commit("stage")
         self.ranks.from_lead(lambda: self._close_stage(stage, folder))
 
     def _close_stage(self, stage, folder: Path) -> None:
@@ -234,4 +238,6 @@ class JobRun:
             keep=self.job.checkpoint.keep,
         )
         self.parts.log.commit(cursor.global_step)
-        prune(root, kept)
+        removed = [name for name in prune(root, kept) if not name.startswith(".")]
+        if removed:
+            self.link.call("checkpoints_removed", removed)

@@ -97,11 +97,10 @@ class Publisher:
         except Exception as raised:
             error = WeightTransferError(f"publication {version} failed: {raised!r}")
             error.__cause__ = raised
+        error = self._first_error(error)
         outcome = self._from_lead(self._outcome(error, last) if self._rank == 0 else None)
         if isinstance(outcome, HoldfastError):
             raise outcome
-        if error is not None and self._rank != 0 and outcome == _DONE:
-            raise error
         return outcome
 
     def _outcome(self, error: HoldfastError | None, last: bool) -> str | HoldfastError:
@@ -152,6 +151,16 @@ class Publisher:
         if self._rank == 0:
             self.last_snapshot = write_snapshot(self._folder, version, kept)
             prune(self._folder, SNAPSHOTS_KEPT)
+
+    def _first_error(self, error: HoldfastError | None) -> HoldfastError | None:
+        """On rank 0: what went wrong on any rank, its own first."""
+        if self._group is None:
+            return error
+        import torch.distributed as dist
+
+        everyone: list[Any] | None = [None] * dist.get_world_size(self._group) if self._rank == 0 else None
+        dist.gather_object(error, everyone, dst=0, group=self._group)
+        return next((item for item in everyone or [] if item is not None), None)
 
     def _from_lead(self, value: Any) -> Any:
         if self._group is None:

@@ -23,6 +23,7 @@ class Attempt:
     id: str
     ended_at: str | None = None
     message: str | None = None
+    exit_reason: str | None = None
 
 
 @dataclass
@@ -56,7 +57,7 @@ class Store:
         for attempts in self.attempts.values():
             for attempt in attempts:
                 if attempt.id == attempt_id:
-                    attempt.ended_at = "now"
+                    attempt.ended_at, attempt.exit_reason = "now", exit_reason
 
     def transition(self, job_id, to, *, epoch, reason=None, message=None):
         self.jobs[job_id].status = to
@@ -166,6 +167,28 @@ def test_a_lost_attempt_of_a_job_to_be_paused_is_paused_not_restarted(world):
     launcher.seen["att_a_0"] = "ended"
     reconciler.tick()
     assert store.jobs["a"].status == "paused" and launcher.launched == ["att_a_0"]
+
+
+def test_patience_starts_anew_with_every_request(world):
+    store, launcher, clock, reconciler = world
+    reconciler.tick()
+    job = store.jobs["a"]
+    for start in (0.0, 2 * GRACE_S):
+        clock[0] = start
+        job.status, job.desired_status = "running", "paused"
+        reconciler.tick()
+        job.status, job.desired_status = "running", "running"
+        reconciler.tick()
+    assert launcher.ended == []
+
+
+def test_an_attempt_that_was_ended_for_a_pause_did_not_fail(world):
+    store, launcher, _, reconciler = world
+    reconciler.tick()
+    store.jobs["a"].status, store.jobs["a"].desired_status = "pausing", "paused"
+    launcher.seen["att_a_0"] = "ended"
+    reconciler.tick()
+    assert store.attempts["a"][0].exit_reason == "paused"
 
 
 def test_a_poison_job_ends(world):

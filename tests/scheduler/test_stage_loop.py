@@ -84,7 +84,7 @@ def test_checkpoints_come_every_interval_and_the_stage_end_is_left_to_its_own_co
     parts = Parts()
     run_stage(world_of(parts), SimpleNamespace(name="s", steps=4))
     assert [call for call in parts.calls if call.startswith("commit")] == ["commit resume"]
-    assert parts.calls.index("commit resume") == parts.calls.index("prepare 2 from publication 2") - 2
+    assert parts.calls.index("commit resume") == parts.calls.index("prepare 2 from publication 2") - 1
 
 
 def test_a_step_that_changed_nothing_is_not_published_and_the_teacher_does_not_follow():

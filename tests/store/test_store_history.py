@@ -149,3 +149,26 @@ def test_ids_sort_by_time_even_within_one_tick():
     made = [new_id("evt") for _ in range(5000)]
     assert made == sorted(set(made)) and all(len(text) == 36 and text.startswith("evt_") for text in made)
     assert {text[16] for text in made} == {"7"}
+
+
+def test_scores_of_an_undone_policy_are_forgotten_and_the_others_stay(store, attempt):
+    def measure(row, step, at):
+        store.record_evaluation(
+            attempt.id, row=row, stage_index=None, step=step, domain="sums", mean=0.5, num_problems=1, truncation_rate=0.0, mean_tokens=1.0, scores=[0.5], at=at
+        )
+
+    for row, step, at in ((0, 0, "boundary"), (1, 4, "during"), (1, 8, "during"), (1, 9, "boundary"), (2, 4, "during"), (2, 9, "boundary")):
+        measure(row, step, at)
+    store.forget_evaluations(attempt.id, row=0, during_row=1, step=4)
+    assert [(item.row, item.step, item.at) for item in store.list_evaluations(attempt.job_id)] == [(0, 0, "boundary"), (1, 4, "during")]
+
+
+def test_committing_the_same_place_again_is_no_progress(store, make_job):
+    job, epoch, counted = make_job(), store.acquire_lease("s", 60), []
+    for number, global_step in enumerate((5, 5, 6)):
+        started = store.start_attempt(job.id, epoch=epoch)
+        store.mark_running(started.id)
+        commit(store, started, number, global_step=global_step)
+        store.finish_attempt(started.id, "lost", reason="driver_lost", message=None)
+        counted.append(store.attempts_without_progress(job.id))
+    assert counted == [0, 1, 0]
