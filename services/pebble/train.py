@@ -14,6 +14,8 @@ import numpy as np
 import torch
 
 from services.pebble.corpus import Corpus, Sample
+from trainer.objectives.base import RowInputs
+from trainer.objectives.cross_entropy import cross_entropy
 
 CHUNK_TOKENS = 2048
 """Padded tokens of one forward pass: larger ones were slower, out of a core's cache."""
@@ -68,8 +70,10 @@ def completion_losses(model, ids: torch.Tensor, is_completion: torch.Tensor) -> 
     """[completion tokens] cross-entropy in nats; the head runs on their rows alone."""
     hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state
     rows = is_completion[:, 1:]
-    logits = model.lm_head(hidden[:, :-1][rows])
-    return torch.nn.functional.cross_entropy(logits, ids[:, 1:][rows], reduction="none")
+    logprobs = model.lm_head(hidden[:, :-1][rows]).log_softmax(-1).gather(1, ids[:, 1:][rows].unsqueeze(1)).squeeze(1)
+    known = logprobs.detach()
+    inputs = RowInputs(policy_logprobs=logprobs, rollout_logprobs=known, token_weights=torch.ones_like(known))
+    return cross_entropy(inputs, None).values
 
 
 def chunks(samples: list[Sample], budget: int) -> list[list[Sample]]:

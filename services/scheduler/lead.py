@@ -93,6 +93,7 @@ class Lead:
         if stage.composition.teacher is not None:
             self._anchor_teacher(stage, resumed=resumed, snapshot=snapshot)
         self.parts.log.stage_start(stage.name, stage.index, self._progress.cursor.global_step)
+        self.parts.log.params(stage.name, _headline(stage), global_step=self._progress.cursor.global_step)
         for part in stage.domains:
             self.parts.log.dataset(part.name, self._dataset_digest(part.domain), "train", stage=stage.name, global_step=self._progress.cursor.global_step)
         self.parts.link.call(
@@ -280,3 +281,19 @@ class Lead:
         if every and step % every == 0 and step < self._stage.steps:
             self.parts.evaluations.during(self._stage, step, self._progress.cursor.global_step)
             self._step_started = time.perf_counter()
+
+
+def _headline(stage: ResolvedStage) -> dict[str, str]:
+    """What a reader of a run looks for first; the whole composition is in the spec beside it."""
+    composition = stage.composition
+    return {
+        "recipe": stage.recipe,
+        "teacher": composition.teacher.model_dump_json() if composition.teacher else "none",
+        "context": composition.context.kind,
+        "objectives": ", ".join(f"{term.coefficient:g} {term.objective.kind} ({term.support.kind})" for term in composition.terms),
+        "steps": str(stage.steps),
+        "completions_per_step": str(stage.problems_per_step * stage.rollouts_per_problem),
+        "learning_rate": f"{stage.optimizer.lr:g}",
+        "temperature": f"{stage.sampling.temperature:g}",
+        "boundary": f"teacher {stage.boundary.teacher}, optimizer {stage.boundary.optimizer}",
+    }
