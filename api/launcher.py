@@ -148,9 +148,9 @@ class Launcher:
             with self.step("Earlier run") as detail:
                 detail.text = f"{processes.sweep(settings)} processes ended"
         self._clear_shared_folders()
+        check_ports(settings, ("Ray", *(("MLflow",) if settings.mlflow_uri is None else ()), "API"))
         settings.ray_temp_dir.mkdir(mode=0o700)
         session.temporary_folder(settings).mkdir()
-        check_ports(settings, ("Ray", *(("MLflow",) if settings.mlflow_uri is None else ()), "API"))
 
     def _start_ray(self) -> None:
         settings = self.settings

@@ -93,6 +93,7 @@ def test_a_taken_port_is_named_with_its_setting_and_its_holder(settings):
             check_ports(settings, ("Ray", "MLflow", "API"))
     (fault,) = caught.value.details["faults"]
     assert caught.value.reason == "port_taken"
+    assert not settings.ray_temp_dir.exists()
     assert fault["pointer"] == "HOLDFAST_MLFLOW_PORT"
     assert str(settings.mlflow_port) in fault["detail"] and f"process {os.getpid()}" in fault["detail"]
     check_ports(settings, ("Ray", "MLflow", "API"))
