@@ -93,7 +93,6 @@ def test_a_taken_port_is_named_with_its_setting_and_its_holder(settings):
             check_ports(settings, ("Ray", "MLflow", "API"))
     (fault,) = caught.value.details["faults"]
     assert caught.value.reason == "port_taken"
-    assert not settings.ray_temp_dir.exists()
     assert fault["pointer"] == "HOLDFAST_MLFLOW_PORT"
     assert str(settings.mlflow_port) in fault["detail"] and f"process {os.getpid()}" in fault["detail"]
     check_ports(settings, ("Ray", "MLflow", "API"))
@@ -114,6 +113,7 @@ def test_up_on_a_taken_port_starts_nothing_and_exits_with_two(holdfast, settings
     assert result.exit_code == 2
     assert "HOLDFAST_RAY_PORT" in result.output and str(settings.ray_port) in result.output
     assert processes.own_processes(settings) == []
+    assert not settings.ray_temp_dir.exists()
 
 
 def test_other_machines_are_let_in_only_when_it_is_said(holdfast, settings, monkeypatch):
