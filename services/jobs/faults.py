@@ -65,11 +65,12 @@ class Fault:
 
 def parse_job(payload: object) -> JobSpec:
     """The job spec in a parsed file. Raises ``SpecError`` whose details hold every fault, as dicts."""
-    faults = _duplicate_names(payload)
+    faults = [*_duplicate_names(payload), *_stages_without_domain(payload)]
     try:
         job = JobSpec.model_validate(payload)
     except ValidationError as error:
-        told = [fault for fault in _faults(error, JobSpec, payload) if not (faults and fault.detail.startswith("duplicate stage name"))]
+        said = ("duplicate stage name", ONE_DOMAIN)
+        told = [fault for fault in _faults(error, JobSpec, payload) if not (faults and fault.detail.startswith(said))]
         raise spec_error([*told, *faults]) from None
     for index in range(len(job.stages)):
         try:
@@ -105,12 +106,28 @@ def show(value: object) -> str:
     return text if len(text) <= MAX_SHOWN_CHARACTERS else text[: MAX_SHOWN_CHARACTERS - 4] + " ..."
 
 
-def _duplicate_names(payload: object) -> list[Fault]:
-    """Stages with a name that an earlier one has; looked for here because pydantic does so only where all else is fine."""
+ONE_DOMAIN = "a stage has exactly one of domain and domains"
+
+
+def _stages(payload: object) -> list[object]:
     stages = payload.get("stages") if isinstance(payload, dict) else None
+    return list(stages) if isinstance(stages, list | tuple) else []
+
+
+def _stages_without_domain(payload: object) -> list[Fault]:
+    """Looked for here because pydantic does so only where all else in the stage is fine; so are duplicate names."""
+    return [
+        Fault(pointer(("stages", index)), ONE_DOMAIN, "value_error")
+        for index, stage in enumerate(_stages(payload))
+        if isinstance(stage, dict) and (stage.get("domain") is None) == (stage.get("domains") is None)
+    ]
+
+
+def _duplicate_names(payload: object) -> list[Fault]:
+    """Stages with a name that an earlier one has."""
     first: dict[str, int] = {}
     found = []
-    for index, stage in enumerate(stages if isinstance(stages, list | tuple) else ()):
+    for index, stage in enumerate(_stages(payload)):
         name = stage.get("name") if isinstance(stage, dict) else None
         if isinstance(name, str) and first.setdefault(name, index) != index:
             detail = f"duplicate stage name {show(name)}, which stage {first[name]} has; every stage needs its own"

@@ -83,3 +83,10 @@ def test_a_fault_reads_as_an_object():
 @pytest.mark.parametrize("payload", [None, 3, "x", {"stages": "no"}, {"stages": [3, None]}, {"stages": {"name": []}}, changed(stages=[STAGE | {"name": ["s"]}])])
 def test_nonsense_is_refused_and_breaks_nothing(payload):
     assert faults(payload)
+
+
+def test_a_stage_without_a_domain_is_said_even_beside_another_fault_of_it():
+    payload = {"name": "a", "model": {"path": "x"}, "stages": [{"name": "s", "method": {"recipe": "grpoo"}}]}
+    with pytest.raises(SpecError) as raised:
+        parse_job(payload)
+    assert sorted(fault["pointer"] for fault in raised.value.details["faults"]) == ["/stages/0", "/stages/0/method/recipe"]
