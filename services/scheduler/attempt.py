@@ -16,6 +16,7 @@ from cluster.placement import Layout, plan_layout, reserve
 from cluster.settings import NAMESPACE, Settings
 from cluster.spec.job import JobSpec
 from services.scheduler.link import SchedulerLink
+from services.weights.checkpoints import file_sha256
 
 MAX_LEARNER_RESTARTS = 3
 ACTOR_START_DEADLINE_S = 240.0
@@ -68,6 +69,7 @@ class Attempt:
         from services.scheduler.model_source import local_folder
 
         self._check_nodes(sum(node["Alive"] for node in ray.nodes()))
+        check_data_files(self.resolved)
         compute = self.job.compute
         needs_teacher = any(stage.composition.teacher is not None for stage in self.job.resolved_stages())
         layout = plan_layout(
@@ -182,6 +184,16 @@ class Attempt:
         from services.scheduler.reporting import write_report
 
         write_report(self.link.call("report_source"), self.run_dir, self.settings.runs, mlflow_url=self.settings.mlflow_url)
+
+
+def check_data_files(resolved: dict[str, Any]) -> None:
+    """Every data file is still the one that was submitted. Raises ``HoldfastError`` ``dataset_changed``."""
+    for name, found in (resolved.get("datasets") or {}).items():
+        path, known = found.get("path"), found.get("sha256")
+        if path is None or known is None:
+            continue
+        if not Path(path).is_file() or file_sha256(Path(path)) != known:
+            raise HoldfastError(f"data file {name!r} is not the one that was submitted (sha256 {known[:12]}...)", reason="dataset_changed")
 
 
 if __name__ == "__main__":
