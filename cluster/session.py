@@ -117,13 +117,6 @@ def connect(settings: Settings) -> None:
         raise HoldfastError(f"no Ray cluster answers at {ray_address(settings)}: {error}", reason="ray_unreachable") from error
 
 
-def disconnect() -> None:
-    """End this process's connection; the cluster stays."""
-    import ray
-
-    ray.shutdown()
-
-
 def stop_actor(name: str, *, stop_timeout_s: float) -> bool:
     """Call ``stop`` of a named actor of the service and end it for good; False where there is none."""
     import ray

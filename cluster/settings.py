@@ -25,7 +25,6 @@ class Settings(BaseSettings):
     mlflow_uri: str | None = Field(None, description="an MLflow server that already runs; otherwise one is started")
     ray_port: int = 8702
     ray_dashboard_port: int = 8703
-    ray_client_port: int = 8704
     ray_address: str | None = Field(None, description="host:port of a Ray cluster that already runs; otherwise one is started")
     database_url: str | None = Field(None, description="postgresql+psycopg://...; SQLite under home by default")
     logical_cpus: int = Field(16, ge=4, description="Ray's CPU bookkeeping on a CPU machine; not threads")

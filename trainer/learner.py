@@ -34,7 +34,6 @@ from trainer.step_metrics import StepMetrics
 from trainer.terms import StageLoss, stage_loss
 
 CLIP_EPSILON = 1e-6
-NUM_DIGEST_PARAMETERS = 3
 TIED_HEAD = "lm_head.weight"
 
 

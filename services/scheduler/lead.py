@@ -64,7 +64,6 @@ class Lead:
         self._parity_nats = 0.0
         self._step_started = time.perf_counter()
         self._step_tokens = 0
-        self.max_parity_nats = 0.0
 
     def begin_stage(self, stage: ResolvedStage, *, resumed: bool, snapshot: Path) -> None:
         """Build the stage's source and contexts and anchor its teacher at the published weights."""
@@ -245,7 +244,6 @@ class Lead:
     def check_parity(self, probed, logprobs: list[np.ndarray]) -> float:
         """Raises ``ParityError`` above the bound; returns the largest difference in nats."""
         self._parity_nats = self.parts.probe.compare(probed, logprobs)
-        self.max_parity_nats = max(self.max_parity_nats, self._parity_nats)
         return self._parity_nats
 
     def record(self, report: StepReport, seconds: dict[str, float]) -> str:

@@ -12,7 +12,7 @@ from typer.testing import CliRunner, Result
 from cluster.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[2]
-PORTS = ("API_PORT", "MLFLOW_PORT", "RAY_PORT", "RAY_DASHBOARD_PORT", "RAY_CLIENT_PORT")
+PORTS = ("API_PORT", "MLFLOW_PORT", "RAY_PORT", "RAY_DASHBOARD_PORT")
 
 
 def free_ports(count: int) -> list[int]:

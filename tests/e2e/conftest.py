@@ -15,7 +15,7 @@ from e2e_service import Service, free_ports
 @pytest.fixture(scope="session")
 def service() -> Iterator[Service]:
     home = Path(tempfile.mkdtemp(prefix="hf-e2e-"))
-    names = ("API_PORT", "MLFLOW_PORT", "RAY_PORT", "RAY_DASHBOARD_PORT", "RAY_CLIENT_PORT")
+    names = ("API_PORT", "MLFLOW_PORT", "RAY_PORT", "RAY_DASHBOARD_PORT")
     ports = {f"HOLDFAST_{name}": str(port) for name, port in zip(names, free_ports(len(names)), strict=True)}
     started = Service(home, {**os.environ, **ports, "HOLDFAST_HOME": str(home)})
     try:
