@@ -275,7 +275,8 @@ def _body(spec: Mapping[str, Any]) -> bytes:
 
 
 def with_absolute_paths(spec: Mapping[str, Any], folder: Path | None = None) -> dict[str, Any]:
-    """A copy of a job file's content whose ``path`` of the model and of data set domains is absolute where it exists here.
+    """A copy of a job file's content whose ``path`` of the model, of data set domains and of a method's models and recorded
+    rollouts is absolute where it exists here.
 
     Anything that is not shaped like a job file is left as it is; the service says what is wrong with it.
     """
@@ -286,7 +287,7 @@ def with_absolute_paths(spec: Mapping[str, Any], folder: Path | None = None) -> 
     holders: list[Any] = [copy.get("model")] if isinstance(copy, dict) else []
     for stage in stages if isinstance(stages, list) else []:
         if isinstance(stage, dict):
-            holders += [stage.get("domain"), *_domains(stage.get("domains"))]
+            holders += [stage.get("domain"), *_domains(stage.get("domains")), *_objects(stage.get("method"))]
     if isinstance(evaluation, dict):
         holders += _domains(evaluation.get("domains"))
     for holder in holders:
@@ -300,6 +301,12 @@ def with_absolute_paths(spec: Mapping[str, Any], folder: Path | None = None) -> 
 
 def _domains(parts: Any) -> list[Any]:
     return [part.get("domain") for part in parts if isinstance(part, dict)] if isinstance(parts, list) else []
+
+
+def _objects(value: Any) -> list[dict[str, Any]]:
+    """The value and everything in it that is an object."""
+    inside = list(value.values()) if isinstance(value, dict) else value if isinstance(value, list) else []
+    return ([value] if isinstance(value, dict) else []) + [item for part in inside for item in _objects(part)]
 
 
 def _retry_after_s(response: httpx.Response) -> float | None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from api.method_words import stage_notes
 from api.schemas import Plan, Resources
 from api.submission import Submission
 from cluster.errors import ResourceError
 from cluster.placement import plan_layout
 from cluster.spec.job import JobSpec, ResolvedStage, evaluation_domains
+from cluster.spec.method_warnings import method_warnings
 
 SMALL_EVALUATION = 100
 """Problems below which a paired interval on a score is wider than most effects: +-0.1 at a score of one half."""
@@ -27,6 +29,7 @@ def make_plan(submission: Submission, cluster: dict[str, float] | None) -> Plan:
         evaluation_problems=points * sum(suite.problems or 0 for suite in suites),
         resources=plan_resources(job, stages, cluster),
         resolved=submission.resolved,
+        notes=[note for stage in stages for note in stage_notes(stage)],
         warnings=warnings(job, stages, cluster),
     )
 
@@ -34,7 +37,7 @@ def make_plan(submission: Submission, cluster: dict[str, float] | None) -> Plan:
 def plan_resources(job: JobSpec, stages: tuple[ResolvedStage, ...], cluster: dict[str, float] | None) -> Resources:
     """Needs against what the cluster reported; a cluster that has not reported is taken to have room."""
     compute = job.compute
-    teachers = int(any(stage.composition.teacher is not None for stage in stages))
+    teachers = int(any(stage.composition.needs_scorer for stage in stages))
     counts = {"rollout_workers": compute.rollout_workers, "learners": compute.learners, "teachers": teachers}
     assumed = cluster or {"CPU": 1e9, "GPU": 1e9 if compute.device == "cuda" else 0.0}
     try:
@@ -55,14 +58,14 @@ def warnings(job: JobSpec, stages: tuple[ResolvedStage, ...], cluster: dict[str,
             found.append(f"domain {suite.name!r} is scored on {suite.problems} problems: differences under about 0.1 will not be told from noise")
     for stage in stages:
         where = f"stage {stage.name!r}"
-        if stage.composition.teacher is not None and stage.rollouts_per_problem == 1 and stage.composition.context.kind == "sibling_solution":
-            found.append(f"{where} shows siblings' solutions, but has one rollout per problem: no rollout has a sibling")
+        found += [f"{where}: {words}" for words in method_warnings(stage)]
         if stage.steps <= stage.optimizer.warmup_steps:
             found.append(f"{where} ends within its warm-up ({stage.steps} steps, {stage.optimizer.warmup_steps} of warm-up)")
         if stage.index == 0 and stage.boundary.optimizer == "keep":
             found.append(f"{where} is the first one: there is no optimizer state to keep")
-        if stage.steps < job.checkpoint.every_steps:
-            found.append(f"{where} has fewer steps than the checkpoint interval: only its end is kept")
+    short = [stage.name for stage in stages if stage.steps < job.checkpoint.every_steps]
+    if short:
+        found.append(f"stages {', '.join(short)}: fewer steps than the checkpoint interval ({job.checkpoint.every_steps}), only the end is kept")
     return found
 
 

@@ -201,6 +201,7 @@ class Plan(View):
     evaluation_problems: int = Field(description="problems scored over the whole job")
     resources: Resources
     resolved: dict[str, Any] = Field(description="what the names in the job file were found to be: hashes, vocabulary, rows")
+    notes: list[str] = Field([], description="what the stages' methods stand for and need, such as a reference or one more forward pass")
     warnings: list[str]
 
 
@@ -223,6 +224,8 @@ class Capabilities(View):
     contexts: list[str]
     objectives: list[str]
     supports: list[str]
+    masks: list[str]
+    experiences: list[str]
     limits: dict[str, Any]
     cluster: dict[str, float] | None = Field(description="total resources of the cluster; null where none has reported yet")
 

@@ -67,7 +67,10 @@ class TeacherError(HoldfastError):
 
 
 class StageError(HoldfastError):
-    """A stage cannot go on: ``verifier_failures``, ``non_finite_loss``, ``no_problems``."""
+    """A stage cannot go on: ``verifier_failures``, ``non_finite_loss``, ``no_problems``, ``template_failed``,
+    ``pattern_timeout``, ``pattern_invalid``; a record of rollouts that cannot be replayed: ``replay_missing``, ``replay_damaged``,
+    ``replay_problem_missing``, ``replay_prompt_changed``, ``replay_sampling_differs``, ``replay_support_missing``,
+    ``replay_too_long``."""
 
     reason = "stage_failed"
 

@@ -135,9 +135,14 @@ class TeacherScores:
     """int32 [T, K]"""
     support_logprobs: np.ndarray | None = None
     """float32 [T, K]"""
+    entropies: np.ndarray | None = None
+    """float32 [T]: of the teacher's distribution at each position, where a mask asks."""
     hidden: np.ndarray | None = None
-    """float32 [T, H]: final hidden states, for the full support; with the teacher's head they give its
-    logits exactly, row chunk by row chunk."""
+    """float32 [T, H]: final hidden states, where the learner needs the whole distribution; with the teacher's head they give
+    its logits exactly, row chunk by row chunk. A mixed teacher sends both models' states side by side, already weighted,
+    and a head of the same width: H is then the sum of theirs."""
+    full_logprobs: np.ndarray | None = None
+    """float32 [T, V], instead of ``hidden`` where that is less to send."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -148,14 +153,21 @@ class TrainingSample:
     prompt_token_ids: np.ndarray
     completion_token_ids: np.ndarray
     rollout_logprobs: np.ndarray
-    advantage: float
     term_weights: dict[str, np.ndarray]
     """Per objective term float32 [T]: masks, density and the normaliser's share, without the global denominator.
     A term that is missing here contributes nothing for this sample."""
+    term_advantages: dict[str, np.ndarray] = field(default_factory=dict)
+    """Per policy-gradient term float32 [T]."""
+    old_logprobs: np.ndarray | None = None
+    """float32 [T]: the policy's before the first of several updates on one batch, where the learner looked."""
+    reference_logprobs: np.ndarray | None = None
+    """float32 [T]"""
     support_ids: np.ndarray | None = None
+    """int32 [T, K]; with ``join_sampled`` [T, K + 1], where a sampled token that is among the K repeats as the last column"""
     teacher_logprobs: np.ndarray | None = None
     teacher_support_logprobs: np.ndarray | None = None
     teacher_hidden: np.ndarray | None = None
+    teacher_full_logprobs: np.ndarray | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -163,7 +175,7 @@ class BatchShard:
     """What one learner rank trains on in one step: the same number of micro-batches on every rank."""
 
     micro_batches: tuple[tuple[TrainingSample, ...], ...]
-    """Empty tuples pad the shorter ranks."""
+    """Empty tuples pad the shorter ranks. One shard is one optimizer step."""
     term_counts: dict[str, float]
     """This rank's share of every term's denominator; dropped (dead) samples are counted here too."""
     teacher_head: np.ndarray | None = None

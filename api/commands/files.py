@@ -39,17 +39,19 @@ def plan_text(title: str, plan: dict[str, Any]) -> Any:
     from rich.markup import escape
     from rich.table import Table
 
+    from api.method_words import context_words, teacher_words
+    from cluster.spec.composition import Composition
+
     table = Table(box=None, pad_edge=False)
     for name in ("stage", "recipe", "teacher", "context", "domains", "steps", "rollouts a step"):
         table.add_column(name)
     for stage in plan["stages"]:
-        composition = stage["composition"]
-        teacher = composition.get("teacher") or {}
+        composition = Composition.model_validate(stage["composition"])
         table.add_row(
             stage["name"],
             stage["recipe"],
-            str(teacher.get("kind", "-")),
-            str((composition.get("context") or {}).get("kind", "-")),
+            teacher_words(composition.teacher),
+            context_words(composition),
             ", ".join(part["name"] for part in stage["domains"]),
             str(stage["steps"]),
             f"{stage['problems_per_step']} x {stage['rollouts_per_problem']}",
@@ -59,14 +61,24 @@ def plan_text(title: str, plan: dict[str, Any]) -> Any:
         f"[green]{escape(title)} is valid[/green]: {len(plan['stages'])} stages, {plan['total_steps']} steps, {plan['evaluation_problems']} problems evaluated",
         table,
         f"device {plan['resources']['device']}, needs {needed}; spec {plan['spec_hash'][:12]}",
+        *(f"[cyan]note:[/cyan] {escape(text)}" for text in plan["notes"]),
         *(f"[yellow]warning:[/yellow] {escape(text)}" for text in plan["warnings"]),
     ]
     return Group(*lines)
 
 
-def schema(output: Output = Format.JSON) -> None:
+def schema(
+    output: Output = Format.JSON,
+    recipes: Annotated[bool, typer.Option("--recipes", help="print what every recipe becomes, as a table in Markdown")] = False,
+) -> None:
     """Print the JSON Schema of the job file, for editors and validators."""
     import json
+
+    if recipes:
+        from api.recipe_table import recipe_table
+
+        print(recipe_table(), end="")
+        return
 
     from cluster.spec.job import JobSpec
 

@@ -33,6 +33,8 @@ def get_capabilities(context: InContext) -> Capabilities:
         contexts=_kinds(composition.ContextSpec),
         objectives=_kinds(composition.ObjectiveSpec),
         supports=_kinds(composition.SupportSpec),
+        masks=_kinds(composition.MaskSpec),
+        experiences=_kinds(composition.ExperienceSpec),
         limits={
             "stages": _largest_stage_count(),
             "body_bytes": MAX_BODY_BYTES,

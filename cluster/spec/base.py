@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
+from pydantic_core import PydanticCustomError
 
 
 class Spec(BaseModel):
@@ -19,3 +20,8 @@ Name = Annotated[
 ]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Count = Annotated[int, Field(ge=1)]
+
+
+def cannot_learn(reasons: list[str]) -> PydanticCustomError:
+    """What a validator raises against a method: all reasons in one error, each a fault of its own in the answer to a user."""
+    return PydanticCustomError("cannot_learn", "{text}", {"text": "; ".join(reasons), "reasons": reasons})

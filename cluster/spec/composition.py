@@ -1,157 +1,25 @@
-"""The parts that a method is made of. A recipe is a function that returns a ``Composition``.
+"""A complete method. A recipe is a function that returns a ``Composition``.
 
 Nothing in the training loop asks for a method's name: SDPO, SDFT, GRPO and every hybrid are rows of one table,
-experience x teacher weights x privileged context x objective terms (support, clips, normaliser).
-Equations: methods.md sections 1, 3 and 7 of the project's notes; the papers are named with each part.
+experience x teacher weights x privileged context x objective terms (support, masks, clips, normaliser).
+Equations: methods.md of the project's notes; the papers are named with each part.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Literal
 
 from pydantic import Field, model_validator
 
-from cluster.spec.base import Count, Fraction, Name, Spec
+from cluster.spec.base import Count, Name, Spec, cannot_learn
+from cluster.spec.contexts import ContextSpec, NoContext
+from cluster.spec.experience import ExperienceSpec, PolicyExperience
+from cluster.spec.masks import EntropyQuantileMask, EntropyThresholdMask, MaskSpec
+from cluster.spec.objectives import DIVERGENCES, AdvantageSpec, ObjectiveSpec, PolicyGradient, ReferenceKL
+from cluster.spec.supports import FullSupport, SampledSupport, SupportSpec, TopKSupport
+from cluster.spec.teachers import EmaTeacher, TeacherSpec, single_teachers
 
-# -- where the completions come from ---------------------------------------------------------------------------------
-
-
-class PolicyExperience(Spec):
-    """Completions sampled from the policy itself, through the rollout workers."""
-
-    kind: Literal["policy"] = "policy"
-
-
-class DemonstrationExperience(Spec):
-    """The domain's own solutions as completions (off-policy): supervised fine-tuning."""
-
-    kind: Literal["demonstrations"] = "demonstrations"
-
-
-ExperienceSpec = Annotated[PolicyExperience | DemonstrationExperience, Field(discriminator="kind")]
-
-# -- teacher weights -------------------------------------------------------------------------------------------------
-
-
-class FrozenTeacher(Spec):
-    """The policy as it was when the teacher was last anchored."""
-
-    kind: Literal["frozen"] = "frozen"
-
-
-class LiveTeacher(Spec):
-    """The current policy's weights; only useful with a context that the policy does not see."""
-
-    kind: Literal["live"] = "live"
-
-
-class EmaTeacher(Spec):
-    """teacher <- (1 - r) teacher + r policy, in fp32, once per rollout batch (SDPO, 2601.20802, A.2)."""
-
-    kind: Literal["ema"] = "ema"
-    update_rate: float = Field(0.05, gt=0.0, le=1.0, description="r, the policy's share; 0.01 to 0.05 in the papers")
-
-
-TeacherSpec = Annotated[FrozenTeacher | LiveTeacher | EmaTeacher, Field(discriminator="kind")]
-
-# -- privileged context ----------------------------------------------------------------------------------------------
-
-
-class NoContext(Spec):
-    kind: Literal["none"] = "none"
-
-
-class SiblingSolution(Spec):
-    """A rollout of the same group that passed; the rollout's own success is not shown to it by default."""
-
-    kind: Literal["sibling_solution"] = "sibling_solution"
-    success_threshold: Fraction = Field(1.0, description="smallest score that counts as a solution")
-    own_success: bool = Field(False, description="whether a rollout may be shown its own success")
-    feedback: Literal["never", "without_solution", "always"] = Field(
-        "never", description="whether the verifier's words are shown too"
-    )
-    max_context_tokens: Count = Field(512, description="the context is cut to this; instruction and header never are")
-    template: Literal["holdfast-1"] = "holdfast-1"
-
-
-class Feedback(Spec):
-    """The verifier's words about the rollout's own failed attempt."""
-
-    kind: Literal["feedback"] = "feedback"
-    show_attempt: bool = Field(False, description="whether the rollout's own text is shown with the feedback")
-    max_context_tokens: Count = 512
-    template: Literal["holdfast-1"] = "holdfast-1"
-
-
-ContextSpec = Annotated[NoContext | SiblingSolution | Feedback, Field(discriminator="kind")]
-
-# -- supports --------------------------------------------------------------------------------------------------------
-
-
-class SampledSupport(Spec):
-    """The sampled token alone."""
-
-    kind: Literal["sampled"] = "sampled"
-
-
-class TopKSupport(Spec):
-    """The K most likely ids and one tail bucket for the rest, log(1 - sum p) (SDPO eq. 11)."""
-
-    kind: Literal["top_k"] = "top_k"
-    k: Count = 20
-    support_from: Literal["rollout", "teacher"] = Field("rollout", description="whose top-K it is")
-    tail: Literal["bucket"] = "bucket"
-
-
-class FullSupport(Spec):
-    """The whole vocabulary, exactly; the teacher sends hidden states."""
-
-    kind: Literal["full"] = "full"
-
-
-SupportSpec = Annotated[SampledSupport | TopKSupport | FullSupport, Field(discriminator="kind")]
-
-# -- objectives (row-local; see trainer/objectives) ------------------------------------------------------------------
-
-
-class PolicyGradient(Spec):
-    """Clipped policy gradient on the sampled token with the group's advantage (PPO clip, DAPO's two bounds)."""
-
-    kind: Literal["policy_gradient"] = "policy_gradient"
-    clip_low: float = Field(0.2, gt=0.0, lt=1.0)
-    clip_high: float = Field(0.2, gt=0.0)
-    dual_clip: float | None = Field(None, gt=1.0, description="bound c on the ratio where the advantage is negative")
-
-
-class ForwardKL(Spec):
-    """KL(teacher || policy)."""
-
-    kind: Literal["forward_kl"] = "forward_kl"
-
-
-class ReverseKL(Spec):
-    """KL(policy || teacher); on the sampled token its score-function estimator."""
-
-    kind: Literal["reverse_kl"] = "reverse_kl"
-
-
-class JensenShannon(Spec):
-    """(1 - w) KL(policy || m) + w KL(teacher || m) with m = (1 - w) policy + w teacher."""
-
-    kind: Literal["jensen_shannon"] = "jensen_shannon"
-    weight: float = Field(0.5, gt=0.0, lt=1.0)
-
-
-class CrossEntropy(Spec):
-    """Minus the log-probability of the given token."""
-
-    kind: Literal["cross_entropy"] = "cross_entropy"
-
-
-ObjectiveSpec = Annotated[
-    PolicyGradient | ForwardKL | ReverseKL | JensenShannon | CrossEntropy, Field(discriminator="kind")
-]
-TEACHER_OBJECTIVES = (ForwardKL, ReverseKL, JensenShannon)
+Normaliser = Literal["token_mean", "sequence_mean", "sequence_sum", "constant"]
 
 
 class Term(Spec):
@@ -161,33 +29,46 @@ class Term(Spec):
     objective: ObjectiveSpec
     coefficient: float = 1.0
     support: SupportSpec = SampledSupport()
-    normaliser: Literal["token_mean", "sequence_mean"] = Field(
-        "token_mean", description="mean over all counted tokens, or mean over sequences of their token means"
+    normaliser: Normaliser = Field(
+        "token_mean",
+        description="mean over all counted tokens; mean over sequences of their token means; mean over sequences of their token "
+        "sums; or the sum over tokens divided by sequences times normaliser_tokens",
     )
+    normaliser_tokens: Count | None = Field(None, description="of normaliser constant; the stage's max_tokens where null")
     importance_cap: float | None = Field(
         2.0, gt=0.0, description="truncated importance sampling: min(policy / rollout probability of the token, cap), no gradient"
     )
-    skip_first_tokens: int = Field(0, ge=0)
-    count_missing_targets: bool = Field(False, description="whether samples without a target count in the denominator")
+    importance_level: Literal["token", "sequence_mean"] = Field(
+        "token", description="the weight of each token, or the mean of a sequence's token weights for all of them"
+    )
+    masks: tuple[MaskSpec, ...] = ()
+    samples: Literal["all", "with_target", "without_target"] = Field(
+        "all", description="rollouts that the term sees: without_target is the fall-back where the teacher has nothing to say"
+    )
+    count_missing_targets: bool = Field(
+        False, description="whether samples that the term does not see count in its denominator: those without a target, or those with one"
+    )
 
     @property
     def needs_teacher(self) -> bool:
-        return isinstance(self.objective, TEACHER_OBJECTIVES)
+        if isinstance(self.objective, PolicyGradient):
+            return self.objective.advantage.needs_teacher
+        return isinstance(self.objective, DIVERGENCES)
 
-    @model_validator(mode="after")
-    def _support_fits(self) -> Term:
-        if not self.needs_teacher and not isinstance(self.support, SampledSupport):
-            raise ValueError(f"{self.objective.kind} works on the sampled token only; support must be sampled, got {self.support.kind}")
-        if self.objective.kind in ("forward_kl", "jensen_shannon") and isinstance(self.support, SampledSupport):
-            raise ValueError(f"{self.objective.kind} needs a top_k or full support; on the sampled token use reverse_kl")
-        return self
+    @property
+    def needs_reference(self) -> bool:
+        return isinstance(self.objective, ReferenceKL)
+
+    def reads_entropy(self, whose: str) -> bool:
+        """Whether a mask of the term needs the entropy of ``policy`` or ``teacher`` at every token."""
+        return any(isinstance(mask, EntropyQuantileMask | EntropyThresholdMask) and mask.of == whose for mask in self.masks)
 
 
-class AdvantageSpec(Spec):
-    """Rewards of a group to advantages (GRPO, 2402.03300; scale none is Dr. GRPO's)."""
+class L2Anchor(Spec):
+    """coefficient / 2 * |theta - theta_0|^2 over all weights, with theta_0 where the stage began or the base model."""
 
-    baseline: Literal["group_mean"] = "group_mean"
-    scale: Literal["group_std", "none"] = "group_std"
+    to: Literal["stage_start", "base"] = "stage_start"
+    coefficient: float = Field(gt=0.0)
 
 
 class Composition(Spec):
@@ -196,35 +77,23 @@ class Composition(Spec):
     experience: ExperienceSpec = PolicyExperience()
     teacher: TeacherSpec | None = None
     context: ContextSpec = NoContext()
+    domain_contexts: dict[Name, ContextSpec] = Field({}, description="by domain name, instead of context")
     advantage: AdvantageSpec = AdvantageSpec()
     terms: tuple[Term, ...] = Field(min_length=1)
+    l2_anchor: L2Anchor | None = None
 
     @model_validator(mode="after")
-    def _consistent(self) -> Composition:
-        names = [term.name for term in self.terms]
-        if len(set(names)) != len(names):
-            raise ValueError(f"two terms have the same name: {names}")
-        teaching = [term.name for term in self.terms if term.needs_teacher]
-        if teaching and self.teacher is None:
-            raise ValueError(f"terms {teaching} distil from a teacher, but teacher is not set")
-        if self.teacher is not None and not teaching:
-            raise ValueError("a teacher is set but no term distils from it")
-        if teaching and isinstance(self.teacher, LiveTeacher) and isinstance(self.context, NoContext):
-            raise ValueError(
-                "a live teacher with no privileged context is the policy itself: the loss is identically zero; "
-                "give a context, or use a frozen or ema teacher"
-            )
-        if isinstance(self.experience, DemonstrationExperience):
-            wrong = [term.name for term in self.terms if not isinstance(term.objective, CrossEntropy)]
-            if wrong:
-                raise ValueError(f"demonstrations carry no rollout log-probabilities: terms {wrong} cannot use them, only cross_entropy can")
-        supports = {(term.support.k, term.support.support_from) for term in self.terms if isinstance(term.support, TopKSupport)}
-        if len(supports) > 1:
-            raise ValueError(f"the terms of one stage share one top-K support, got {sorted(supports)}")
+    def _can_learn(self) -> Composition:
+        from cluster.spec.refusals import refusals
+
+        reasons = refusals(self)
+        if reasons:
+            raise cannot_learn(reasons)
         return self
 
     @property
     def top_k(self) -> TopKSupport | None:
+        """The one top-K support of the stage."""
         return next((term.support for term in self.terms if isinstance(term.support, TopKSupport)), None)
 
     @property
@@ -234,5 +103,43 @@ class Composition(Spec):
         return support.k if support is not None and support.support_from == "rollout" else 0
 
     @property
-    def needs_hidden(self) -> bool:
-        return any(isinstance(term.support, FullSupport) for term in self.terms)
+    def teacher_support_k(self) -> int:
+        """How many of the teacher's own most likely ids it must send; 0 where no term asks."""
+        support = self.top_k
+        return support.k if support is not None and support.support_from == "teacher" else 0
+
+    @property
+    def needs_full_teacher(self) -> bool:
+        """Whether the learner needs the teacher's whole distribution: a full support, or the learner's own current top-K."""
+        return any(
+            isinstance(term.support, FullSupport) or (isinstance(term.support, TopKSupport) and term.support.support_from == "policy")
+            for term in self.terms
+        )
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether the sampled tokens' log-probabilities under the reference are needed."""
+        return self.advantage.reference_penalty is not None or any(term.needs_reference for term in self.terms)
+
+    @property
+    def needs_scorer(self) -> bool:
+        """Whether a teacher process is needed: for a teacher, a reference, or both."""
+        return self.teacher is not None or self.needs_reference
+
+    @property
+    def follows_every_update(self) -> bool:
+        """Whether the teacher must see the weights of every optimizer step, not of every batch alone."""
+        singles = () if self.teacher is None else single_teachers(self.teacher)
+        return any(isinstance(one, EmaTeacher) and one.every == "optimizer_step" for one in singles)
+
+    @property
+    def needs_policy_entropy(self) -> bool:
+        """Whether the learner must look at the batch once before it is packed."""
+        return any(term.reads_entropy("policy") for term in self.terms)
+
+    @property
+    def needs_teacher_entropy(self) -> bool:
+        return any(term.reads_entropy("teacher") for term in self.terms)
+
+    def context_of(self, domain: str) -> ContextSpec:
+        return self.domain_contexts.get(domain, self.context)

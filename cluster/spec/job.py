@@ -6,33 +6,31 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from cluster.spec.base import Count, Name, Spec
+from cluster.spec.base import Count, Name, Spec, cannot_learn
 from cluster.spec.composition import Composition
+from cluster.spec.contexts import TEMPLATE_TOKENS, Critique, NoContext, UserTemplate
 from cluster.spec.domains import DomainSpec, EvaluationDomain, WeightedDomain
 from cluster.spec.recipes import MethodSpec, resolve
+from cluster.spec.stage_refusals import stage_refusals
+from cluster.spec.teachers import ModelFolder
 
 
-class ModelSpec(Spec):
+class ModelSpec(ModelFolder):
     """The base model: a local folder, or a Hugging Face id with a revision."""
 
-    path: str | None = Field(None, description="a folder with config.json, tokenizer and safetensors")
-    id: str | None = Field(None, description="a Hugging Face model id")
-    revision: str | None = Field(None, description="commit, tag or branch of the id; pinned to a commit at submission")
     dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="of the engine and of the forward pass; auto: float32 on CPU, bfloat16 on GPU")
-
-    @model_validator(mode="after")
-    def _source(self) -> ModelSpec:
-        if (self.path is None) == (self.id is None):
-            raise ValueError("exactly one of path and id must be given")
-        if self.path is not None and self.revision is not None:
-            raise ValueError("revision goes with id, not with path")
-        return self
 
 
 class SamplingSpec(Spec):
     temperature: float = Field(1.0, gt=0.0, le=10.0)
     top_p: float = Field(1.0, gt=0.0, le=1.0)
+    top_k: Count | None = Field(None, description="sample from the k most likely ids only")
     max_tokens: Count = Field(256, description="longest completion")
+
+    @property
+    def is_truncated(self) -> bool:
+        """Whether the engine's recorded probabilities are renormalised over a part of the vocabulary."""
+        return self.top_p < 1.0 or self.top_k is not None
 
 
 class OptimizerSpec(Spec):
@@ -50,7 +48,15 @@ class BoundarySpec(Spec):
     """What is carried into this stage from the one before."""
 
     teacher: Literal["keep", "re_anchor", "reset"] = Field("re_anchor", description="keep its weights, set them to the current policy, or to the base model")
+    reference: Literal["keep", "re_anchor", "reset"] = Field("reset", description="the same for the reference of a KL penalty, which is never the teacher")
     optimizer: Literal["keep", "reset"] = "reset"
+
+
+class ReplaySpec(Spec):
+    """A share of the stage's problems comes from earlier stages' domains, with their own verifiers."""
+
+    share: float = Field(0.1, gt=0.0, lt=1.0)
+    stages: tuple[Name, ...] | None = Field(None, min_length=1, description="earlier stages; all of them where null")
 
 
 class Defaults(Spec):
@@ -59,6 +65,7 @@ class Defaults(Spec):
     steps: Count = 100
     problems_per_step: Count = 16
     rollouts_per_problem: Count = 8
+    updates_per_batch: Count = Field(1, description="optimizer steps that a batch of rollouts is dealt out to")
     sampling: SamplingSpec = SamplingSpec()
     optimizer: OptimizerSpec = OptimizerSpec()
     max_prompt_tokens: Count = Field(1024, description="longest policy prompt; a longer one is refused, not cut")
@@ -75,10 +82,12 @@ class StageSpec(Spec):
     steps: Count | None = None
     problems_per_step: Count | None = None
     rollouts_per_problem: Count | None = None
+    updates_per_batch: Count | None = None
     sampling: SamplingSpec | None = None
     optimizer: OptimizerSpec | None = None
     max_prompt_tokens: Count | None = None
     boundary: BoundarySpec | None = None
+    replay: ReplaySpec | None = None
 
     @model_validator(mode="after")
     def _domain(self) -> StageSpec:
@@ -132,6 +141,17 @@ class JobSpec(Spec):
                 raise ValueError(f"duplicate stage name {name!r}; every stage needs its own")
         return self
 
+    @model_validator(mode="after")
+    def _earlier_stages(self) -> JobSpec:
+        for index, stage in enumerate(self.stages):
+            before = [past.name for past in self.stages[:index]]
+            if stage.replay is not None and not before:
+                raise ValueError(f"stage {stage.name!r} replays earlier stages, but it is the first")
+            for name in (stage.replay.stages or ()) if stage.replay is not None else ():
+                if name not in before:
+                    raise ValueError(f"stage {stage.name!r} replays stage {name!r}; earlier stages are {before}")
+        return self
+
     def resolved_stages(self) -> tuple[ResolvedStage, ...]:
         return tuple(resolve_stage(self, index) for index in range(len(self.stages)))
 
@@ -147,15 +167,34 @@ class ResolvedStage(Spec):
     steps: int
     problems_per_step: int
     rollouts_per_problem: int
+    updates_per_batch: int
     sampling: SamplingSpec
     optimizer: OptimizerSpec
     max_prompt_tokens: int
     boundary: BoundarySpec
 
+    @model_validator(mode="after")
+    def _can_learn(self) -> ResolvedStage:
+        reasons = stage_refusals(self)
+        if reasons:
+            raise cannot_learn(reasons)
+        return self
+
+    @property
+    def needs_policy_pass(self) -> bool:
+        """Whether the learner scores a batch before it is packed: for a mask by the policy's entropy, or because a later
+        update of the same batch must know the policy before the first one and the rollout's own record is not used as it."""
+        composition = self.composition
+        several = self.updates_per_batch > 1 and any(
+            term.objective.kind == "policy_gradient" and (term.importance_cap is not None or self.sampling.is_truncated)
+            for term in composition.terms
+        )
+        return composition.needs_policy_entropy or several
+
 
 def resolve_stage(job: JobSpec, index: int) -> ResolvedStage:
     stage, defaults = job.stages[index], job.defaults
-    domains = stage.domains or (WeightedDomain(name=stage.name, domain=stage.domain),)
+    domains = _with_replay(job, index)
     filled: dict[str, Any] = {
         field: getattr(stage, field) if getattr(stage, field) is not None else getattr(defaults, field)
         for field in Defaults.model_fields
@@ -165,11 +204,51 @@ def resolve_stage(job: JobSpec, index: int) -> ResolvedStage:
     )
 
 
+def own_domains(stage: StageSpec) -> tuple[WeightedDomain, ...]:
+    return stage.domains or (WeightedDomain(name=stage.name, domain=stage.domain),)
+
+
+def _with_replay(job: JobSpec, index: int) -> tuple[WeightedDomain, ...]:
+    """The stage's own domains, and with replay those of earlier stages, which share the replayed part evenly."""
+    stage = job.stages[index]
+    own = own_domains(stage)
+    if stage.replay is None:
+        return own
+    wanted = stage.replay.stages
+    earlier = {part.name: part for past in job.stages[:index] if wanted is None or past.name in wanted for part in own_domains(past)}
+    for part in own:
+        earlier.pop(part.name, None)
+    if not earlier:
+        return own
+    total = sum(part.weight for part in own)
+    each = total * stage.replay.share / (1.0 - stage.replay.share) / len(earlier)
+    return (*own, *(part.model_copy(update={"weight": each}) for part in earlier.values()))
+
+
 def longest_sequence(job: JobSpec) -> int:
-    """Tokens that an engine must be able to hold: every stage's prompts are also evaluated with the longest completion."""
+    """Tokens that an engine must be able to hold: every stage's prompts are also evaluated with the longest completion, and
+    some contexts are written by the policy itself."""
     stages = job.resolved_stages()
     completion = max(*(stage.sampling.max_tokens for stage in stages), job.evaluation.max_tokens or 1)
-    return max(stage.max_prompt_tokens for stage in stages) + completion
+    prompt = max(stage.max_prompt_tokens for stage in stages)
+    return max(prompt + completion, *(stage.max_prompt_tokens + context_tokens(stage, generated=True) for stage in stages))
+
+
+def context_tokens(stage: ResolvedStage, *, generated: bool = False) -> int:
+    """Tokens that a stage's contexts may add to a prompt; ``generated``: with what the policy writes for them, else 0 where it
+    writes nothing."""
+    composition = stage.composition
+    longest = 0
+    for context in (composition.context, *composition.domain_contexts.values()):
+        if isinstance(context, NoContext):
+            continue
+        critique = context.max_tokens if isinstance(context, Critique) else 0
+        reasoning = context.reason_first.max_tokens if context.reason_first is not None else 0
+        if generated and not critique and not reasoning:
+            continue
+        words = len(context.template.text) if isinstance(context.template, UserTemplate) else 0  # a character is a token at most
+        longest = max(longest, context.max_context_tokens + TEMPLATE_TOKENS + words + (max(critique, reasoning) if generated else 0))
+    return longest
 
 
 def evaluation_domains(job: JobSpec) -> tuple[EvaluationDomain, ...]:

@@ -17,9 +17,11 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from cluster.errors import SpecError
-from cluster.spec.job import JobSpec, resolve_stage
+from cluster.spec.job import JobSpec, ResolvedStage, resolve_stage
 
 MAX_SHOWN_CHARACTERS = 80
+CANNOT_LEARN = "cannot_learn"
+"""The error type of ``cluster.spec.base.cannot_learn``, and the code of its faults."""
 COMPARISONS = {
     "greater_than": ("gt", "greater than"),
     "greater_than_equal": ("ge", "at least"),
@@ -76,8 +78,7 @@ def parse_job(payload: object) -> JobSpec:
         try:
             resolve_stage(job, index)
         except ValidationError as error:  # the recipe's parameters are fine one by one and make no method together
-            details = [_detail(fault, None, None, None) for fault in error.errors(include_url=False)]
-            faults += [Fault(pointer(("stages", index, "method")), detail, "invalid_method") for detail in details]
+            faults += _method_faults(error, index)
     if faults:
         raise spec_error(faults)
     return job
@@ -145,9 +146,25 @@ def _faults(error: ValidationError, model: type[BaseModel], payload: object) -> 
         if item["type"] in ("union_tag_invalid", "union_tag_not_found") and discriminator:
             parts = (*parts, discriminator)
         code = "missing" if item["type"] == "union_tag_not_found" else item["type"]
-        fault = Fault(pointer(parts), _detail(item, holder, target, parts[-1] if parts else None), code)
-        found.setdefault((fault.pointer, fault.detail), fault)
+        for detail in _reasons(item) or [_detail(item, holder, target, parts[-1] if parts else None)]:
+            found.setdefault((pointer(parts), detail), Fault(pointer(parts), detail, code))
     return list(found.values())
+
+
+def _method_faults(error: ValidationError, index: int) -> list[Fault]:
+    """What is wrong with what a recipe became: at the method, or at the stage whose sampling or domains it does not go with."""
+    of_stage = error.title == ResolvedStage.__name__
+    where = pointer(("stages", index) if of_stage else ("stages", index, "method"))
+    return [
+        Fault(where, reason, item["type"] if item["type"] == CANNOT_LEARN else "invalid_method")
+        for item in error.errors(include_url=False)
+        for reason in _reasons(item) or [_detail(item, None, None, None)]
+    ]
+
+
+def _reasons(item: dict) -> list[str]:
+    """The several things that one error of ours may say."""
+    return item["ctx"]["reasons"] if item["type"] == CANNOT_LEARN else []
 
 
 def _beside_the_point(item: dict, payload: object, parts: tuple) -> bool:

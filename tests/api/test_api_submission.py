@@ -118,7 +118,7 @@ def test_a_dry_run_plans_and_stores_nothing(http, store, spec):
     assert plan["total_steps"] == 40
     assert plan["total_rollouts"] == 40 * 16 * 8
     assert plan["evaluation_problems"] == 3 * 2 * 128
-    assert plan["stages"][1]["composition"]["teacher"] == {"kind": "ema", "update_rate": 0.05}
+    assert plan["stages"][1]["composition"]["teacher"] == {"kind": "ema", "update_rate": 0.05, "every": "rollout_batch", "initial": None}
     assert plan["stages"][0]["composition"]["teacher"] is None
     assert plan["resources"] == {"needed": {"CPU": 3.0, "GPU": 0.0}, "cluster": {"CPU": 16.0, "GPU": 0.0}, "device": "cpu", "fits": True}
     assert len(plan["spec_hash"]) == 64

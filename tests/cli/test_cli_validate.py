@@ -129,3 +129,32 @@ def test_shipped_job_files_are_valid_on_this_machine(holdfast):
     for path in (ROOT / "deploy" / "jobs").glob("*.yaml"):
         result = holdfast("validate", path)
         assert result.exit_code == 0, result.output
+
+
+def test_the_recipes_are_printed_as_a_table(holdfast):
+    result = holdfast("schema", "--recipes")
+    assert result.exit_code == 0 and result.stdout.startswith("| recipe | teacher weights |")
+    assert "| `dapo` | - | - | PG of A, clip 0.2/0.28 |" in result.stdout
+
+
+def test_the_plan_says_what_the_methods_stand_for_and_need(holdfast, job_file):
+    stages = [
+        {"name": "jumps", "domain": {"kind": "arithmetic"}, "method": {"recipe": "stable_sdpo", "period": 2}, "steps": 4},
+        {"name": "pulled", "domain": {"kind": "arithmetic"}, "method": {"recipe": "grpo", "reference_coefficient": 0.1}, "updates_per_batch": 2},
+        {"name": "gated", "domain": {"kind": "arithmetic"}, "method": {"recipe": "sdft", "top_entropy": 0.2}},
+    ]
+    plan = json.loads(holdfast("validate", job_file({"stages": stages}), "-o", "json").stdout)
+    notes = " / ".join(plan["notes"])
+    assert "stage 'jumps': a jump of 0.4 every 2 steps keeps as much of the old teacher as an EMA of rate 0.2254 per step" in notes
+    assert "stage 'pulled' needs a reference (reset)" in notes and "stage 'pulled': the learner scores each batch" in notes
+    assert "'gated' needs a teacher (ema 0.01 per optimizer step)" in notes and "(a mask by the policy's entropy)" in notes
+    assert plan["resources"]["needed"]["CPU"] == 3, "engine, learner, and one process for teacher and reference"
+
+
+def test_a_reference_without_a_teacher_takes_a_process_too(holdfast, job_file):
+    def needed(method: dict) -> float:
+        stages = [{"name": "a", "domain": {"kind": "arithmetic"}, "method": method}]
+        return json.loads(holdfast("validate", job_file({"stages": stages}), "-o", "json").stdout)["resources"]["needed"]["CPU"]
+
+    assert needed({"recipe": "grpo"}) == 2
+    assert needed({"recipe": "grpo", "reference_coefficient": 0.1}) == 3

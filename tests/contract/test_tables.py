@@ -8,15 +8,24 @@ from pathlib import Path
 import pytest
 import yaml
 
-from cluster.spec import composition, domains
+from cluster.spec import composition, contexts, domains, masks, objectives, teachers
 from cluster.spec.job import JobSpec
 from cluster.spec.recipes import RECIPES, MethodSpec
 from rollout.context import CONTEXTS
+from rollout.context.sibling_solution import CHOICES
+from rollout.context.templates import TEMPLATES
 from rollout.domains import DOMAINS
 from rollout.sources import SOURCES
 from rollout.verifiers import VERIFIERS
+from services.teacher.canary import OWN_SHARE
+from services.teacher.strategies import SOURCES as MIX_SOURCES
 from services.teacher.strategies import STRATEGIES
+from trainer.advantages.outcome import BASELINES, SCALES
+from trainer.masks import MASKS
 from trainer.objectives import OBJECTIVES
+from trainer.objectives.full_vocabulary import ENTRIES
+from trainer.objectives.kl_estimators import KL_ESTIMATORS
+from trainer.term_weights import NORMALISERS
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -33,13 +42,44 @@ def _kinds(union, tag: str = "kind") -> set[str]:
         (composition.TeacherSpec, STRATEGIES),
         (composition.ContextSpec, CONTEXTS),
         (composition.ExperienceSpec, SOURCES),
+        (masks.MaskSpec, MASKS),
+        (teachers.MixSource, MIX_SOURCES),
+        (composition.TeacherSpec, OWN_SHARE),
         (domains.DomainSpec, DOMAINS),
         (domains.VerifierSpec, VERIFIERS),
     ],
-    ids=["objectives", "teachers", "contexts", "experience", "domains", "verifiers"],
+    ids=["objectives", "teachers", "contexts", "experience", "masks", "mix sources", "canary", "domains", "verifiers"],
 )
 def test_spec_kinds_and_table_keys_agree(union, table):
     assert _kinds(union) == set(table)
+
+
+@pytest.mark.parametrize(
+    ("spec", "field", "table"),
+    [
+        (composition.Term, "normaliser", NORMALISERS),
+        (objectives.AdvantageSpec, "baseline", BASELINES),
+        (objectives.AdvantageSpec, "scale", SCALES),
+        (objectives.ReferenceKL, "estimator", KL_ESTIMATORS),
+        (objectives.RewardPenalty, "estimator", KL_ESTIMATORS),
+        (contexts.SiblingSolution, "choice", CHOICES),
+        (contexts.WordsSpec, "template", TEMPLATES),
+    ],
+    ids=["normaliser", "baseline", "scale", "estimator", "reward estimator", "choice", "template"],
+)
+def test_the_words_of_a_field_and_table_keys_agree(spec, field, table):
+    assert _words(spec.model_fields[field].annotation) == set(table)
+
+
+def _words(annotation) -> set[str]:
+    """The strings that a literal, alone or in a union, allows."""
+    if typing.get_origin(annotation) is typing.Literal:
+        return set(typing.get_args(annotation))
+    return {word for part in typing.get_args(annotation) for word in _words(part)}
+
+
+def test_every_divergence_has_its_form_over_the_vocabulary():
+    assert {spec.model_fields["kind"].default for spec in objectives.DIVERGENCES} == set(ENTRIES)
 
 
 def test_recipes_agree():

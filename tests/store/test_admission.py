@@ -9,49 +9,12 @@ import sys
 from pathlib import Path
 
 import pytest
-
-from services.jobs.admission import check_environment
-from services.jobs.faults import parse_job
-
-CPU = {"cpus": 16.0, "gpus": 0.0}
-
-
-def tensors(*, cut: int = 0) -> bytes:
-    header = json.dumps({"w": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}).encode()
-    whole = struct.pack("<Q", len(header)) + header + bytes(8)
-    return whole[: len(whole) - cut]
+from admission_jobs import CPU, check, job, make_home, stage, tensors
 
 
 @pytest.fixture
 def home(tmp_path) -> Path:
-    folder = tmp_path / "model"
-    folder.mkdir()
-    (folder / "config.json").write_text(json.dumps({"vocab_size": 128, "max_position_embeddings": 256}))
-    (folder / "tokenizer.json").write_text("{}")
-    (folder / "model.safetensors").write_bytes(tensors())
-    rows = [json.dumps({"problem": f"{number}+1", "answer": str(number + 1)}) for number in range(60)]
-    (tmp_path / "data.jsonl").write_text("\n".join(rows) + "\n")
-    return tmp_path
-
-
-def job(*, stages=None, **changes):
-    stage = {"name": "s", "domain": {"kind": "arithmetic"}, "method": {"recipe": "grpo"}}
-    content = {
-        "name": "x",
-        "model": {"path": "model"},
-        "defaults": {"max_prompt_tokens": 64, "sampling": {"max_tokens": 32}},
-        "stages": stages or [stage],
-    }
-    return parse_job(content | changes)
-
-
-def check(home, spec, cluster=CPU):
-    found, resolved = check_environment(spec, base_dir=home, cluster=cluster)
-    return {(fault.pointer, fault.code): fault.detail for fault in found}, resolved
-
-
-def stage(name="s", **changes) -> dict:
-    return {"name": name, "domain": {"kind": "arithmetic"}, "method": {"recipe": "grpo"}} | changes
+    return make_home(tmp_path)
 
 
 def data_stage(**domain) -> dict:
@@ -125,9 +88,9 @@ def test_support_against_vocabulary_and_engine(home):
 
 
 def test_context_prompt_and_completion_must_fit_the_model(home):
-    method = {"recipe": "sdpo", "context": {"kind": "feedback", "max_context_tokens": 160}}
+    method = {"recipe": "sdpo", "context": {"kind": "feedback", "max_context_tokens": 32}}
     found, _ = check(home, job(stages=[stage(method=method, max_prompt_tokens=64)]))
-    assert found == {}, "64 + 160 + 32 is exactly 256"
+    assert found == {}, "64 + 32 + 128 for the template's own words + 32 is exactly 256"
     found, _ = check(home, job(stages=[stage(method=method, max_prompt_tokens=65)]))
     assert "65 + context 160 + max_tokens 32 = 257 tokens, the model has 256" in found["/stages/0/max_prompt_tokens", "context_too_long"]
     found, _ = check(home, job(evaluation={"max_tokens": 193}))
@@ -177,7 +140,7 @@ def test_roles_against_the_cluster(home, compute, cluster, pointer):
 
 def test_a_budget_with_which_nothing_can_be_learnt(home):
     alone = {"rollouts_per_problem": 1}
-    sibling = {"recipe": "sdpo", "context": {"kind": "sibling_solution", "feedback": "never", "max_context_tokens": 100}}
+    sibling = {"recipe": "sdpo", "context": {"kind": "sibling_solution", "feedback": "never", "max_context_tokens": 20}}
     found, _ = check(home, job(stages=[stage("a", **alone), stage("b", method=sibling, **alone), stage("c", method={"recipe": "sft"}, **alone)]))
     assert sorted(found) == [("/stages/0/rollouts_per_problem", "cannot_learn"), ("/stages/1/rollouts_per_problem", "cannot_learn")]
 

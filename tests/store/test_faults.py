@@ -40,7 +40,7 @@ def test_a_good_file_parses():
         ([], "", ["[]", "an object"]),
         (changed(nmae="y"), "/nmae", ["unknown field 'nmae'", "did you mean 'name'?", "stages"]),
         (staged(method={"recipe": "grop"}), "/stages/0/method/recipe", ["unknown recipe 'grop'", "did you mean 'grpo'?", "sdpo"]),
-        (staged(method={}), "/stages/0/method/recipe", ["required", "grpo, sdpo, sft, custom"]),
+        (staged(method={}), "/stages/0/method/recipe", ["required", "grpo, dr_grpo, dapo, sdpo, sdft", "sft, custom"]),
         (staged(method="grpo"), "/stages/0/method", ["'grpo' is not an object"]),
         (staged(method={"recipe": "grpo", "clip_hi": 1}), "/stages/0/method/clip_hi", ["did you mean 'clip_high'?"]),
         (staged(domain={"kind": "arithmetics"}), "/stages/0/domain/kind", ["did you mean 'arithmetic'?", "tool_call"]),
