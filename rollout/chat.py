@@ -5,11 +5,14 @@ Invariant: a completion's ids are never made from its text again; only prompts a
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 
 from cluster.errors import SpecError
+from rollout.token_pieces import byte_level_pieces, prefix_pieces, window_pieces
 
 
 class ChatFormat:
@@ -26,7 +29,12 @@ class ChatFormat:
             raise SpecError(f"the tokenizer in {str(model_folder)!r} has no chat template", reason="no_chat_template")
         if self._tokenizer.eos_token_id is None:
             raise SpecError(f"the tokenizer in {str(model_folder)!r} names no end-of-turn token (eos_token)", reason="no_end_of_turn")
-        self._specials = [added.content for added in self._tokenizer.added_tokens_decoder.values() if added.special]
+        specials = {token_id: added.content for token_id, added in self._tokenizer.added_tokens_decoder.items() if added.special}
+        self._specials = list(specials.values())
+        self.special_token_ids = frozenset([*specials, *self._tokenizer.all_special_ids])
+        """What the tokenizer itself calls special; ``decode`` spells none of them."""
+        self.end_token_ids = frozenset([self._tokenizer.eos_token_id, *_ends_of_model(Path(model_folder))])
+        """What ends a completion: the tokenizer's end of turn and those that the model folder adds, as the engine reads it."""
 
     @property
     def eos_token_id(self) -> int:
@@ -58,6 +66,23 @@ class ChatFormat:
             np.asarray(token_ids).tolist(), skip_special_tokens=True, clean_up_tokenization_spaces=False
         )
 
+    def token_pieces(self, token_ids: Sequence[int] | np.ndarray) -> list[str]:
+        """The text that each token spells; together exactly ``decode(token_ids)``. A character of several tokens belongs to
+        the last of them; special tokens spell nothing."""
+        ids = np.asarray(token_ids).tolist()
+        text = self.decode(ids)
+        for pieces in self._candidate_pieces(ids):
+            if "".join(pieces) == text:
+                return pieces
+        return prefix_pieces(ids, self.decode)
+
+    def _candidate_pieces(self, ids: list[int]) -> Iterator[list[str]]:
+        """From the fastest way to the most general one; each is right where its pieces make the text."""
+        spelled = self._tokenizer.convert_ids_to_tokens(ids)
+        pairs = zip(ids, spelled, strict=True)
+        yield byte_level_pieces(["" if token_id in self.special_token_ids else token or "" for token_id, token in pairs])
+        yield window_pieces(ids, self.decode)
+
     def without_special_tokens(self, text: str) -> str:
         """``text`` without the strings that the tokenizer reads as special tokens, so that it cannot forge a turn."""
         while any(special in text for special in self._specials):
@@ -84,3 +109,13 @@ class ChatFormat:
             offsets = self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
             return offsets[index][0]
         return len(self.decode(self.text_token_ids(text)[:index]))
+
+
+def _ends_of_model(folder: Path) -> list[int]:
+    """The end-of-sequence ids of generation_config.json, or of config.json where there is none."""
+    file = next((folder / name for name in ("generation_config.json", "config.json") if (folder / name).is_file()), None)
+    if file is None:
+        return []
+    config = json.loads(file.read_text())
+    ends = config.get("eos_token_id", config.get("text_config", {}).get("eos_token_id"))
+    return ends if isinstance(ends, list) else [] if ends is None else [ends]

@@ -7,35 +7,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from cluster.messages import PrivilegedContext, Rollout, RolloutGroup, Verdict
-from cluster.spec.composition import Feedback
-from rollout.chat import ChatFormat
-from rollout.context.base import Section, privileged_context
-from rollout.context.templates import TEMPLATES, ContextTemplate
+from cluster.messages import RolloutGroup, Verdict
+from cluster.spec.contexts import Feedback
+from rollout.context.thinking import shown
+from rollout.context.words import Draw, Part, Words
 
 
-def feedback_sections(template: ContextTemplate, verdict: Verdict) -> list[Section]:
+def feedback_parts(verdict: Verdict) -> list[Part]:
     """The feedback section, where the attempt failed and the verifier found words for it."""
     if verdict.passed or verdict.error is not None or not verdict.feedback.strip():
         return []
-    return [(template.feedback, verdict.feedback)]
+    return [("feedback", verdict.feedback)]
 
 
-class FeedbackContext:
-    """A context for each failed rollout that the verifier said something about."""
-
-    def __init__(self, spec: Feedback, chat: ChatFormat):
-        self._spec = spec
-        self._chat = chat
-        self._template = TEMPLATES[spec.template]
-
-    def build(self, group: RolloutGroup, verdicts: Sequence[Verdict]) -> list[PrivilegedContext | None]:
-        return [self._context(group, *pair) for pair in zip(group.rollouts, verdicts, strict=True)]
-
-    def _context(self, group: RolloutGroup, rollout: Rollout, verdict: Verdict) -> PrivilegedContext | None:
-        sections = feedback_sections(self._template, verdict)
-        if sections and self._spec.show_attempt:
-            sections.append((self._template.attempt, rollout.text))
-        return privileged_context(
-            group.problem, self._spec.kind, sections, self._template, self._chat, self._spec.max_context_tokens
-        )
+def feedback_words(spec: Feedback, group: RolloutGroup, verdicts: Sequence[Verdict], draw: Draw) -> list[Words]:
+    found = []
+    for rollout, verdict in zip(group.rollouts, verdicts, strict=True):
+        parts = feedback_parts(verdict)
+        if parts and spec.show_attempt:
+            parts.append(("attempt", shown(rollout.text, spec.thinking)))
+        found.append(Words(parts))
+    return found

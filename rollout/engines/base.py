@@ -23,6 +23,8 @@ class EngineSampling:
     """1.0 samples from the full distribution; below it the returned log-probabilities are normalised over the nucleus."""
     max_tokens: int
     """Completion tokens at most, the end-of-sequence id included."""
+    top_k: int | None = None
+    """Sample from the k most likely ids only, over which the returned log-probabilities are normalised; None = all ids."""
     support_k: int = 0
     """Return the policy's ``support_k`` most likely ids and their log-probabilities at every position; 0 = none."""
 
@@ -33,6 +35,8 @@ class EngineSampling:
             raise ValueError(f"top_p is {self.top_p}; allowed is above 0 and at most 1")
         if self.max_tokens < 1:
             raise ValueError(f"max_tokens is {self.max_tokens}; it must be 1 or more")
+        if self.top_k is not None and self.top_k < 1:
+            raise ValueError(f"top_k is {self.top_k}; it must be 1 or more, or None for all ids")
         if self.support_k < 0:
             raise ValueError(f"support_k is {self.support_k}; it must be 0 or more")
 

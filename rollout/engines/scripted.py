@@ -16,7 +16,8 @@ from rollout.engines.base import EngineSampling
 class ScriptedEngine:
     """``answer(prompt_token_ids, seed)`` gives a completion's ids without the end-of-sequence id; log-probabilities are constant.
 
-    The support, where asked for, is the ids 0 to K - 1 at every position, in falling order from ``logprob``.
+    The support, where asked for, is the ids 0 to K - 1 at every position, in falling order from ``logprob``; with ``top_k``
+    those from the k-th on are at -inf.
     """
 
     def __init__(self, answer: Callable[[np.ndarray, int], Sequence[int]], *, eos_token_id: int, logprob: float = -0.5):
@@ -33,7 +34,7 @@ class ScriptedEngine:
 
     def _complete(self, prompt: np.ndarray, seed: int, sampling: EngineSampling) -> Completion:
         ids = np.asarray([*self._answer(prompt, seed), self._eos][: sampling.max_tokens], dtype=np.int32)
-        support = (None, None) if sampling.support_k == 0 else self._support(len(ids), sampling.support_k)
+        support = (None, None) if sampling.support_k == 0 else self._support(len(ids), sampling)
         return Completion(
             token_ids=ids,
             logprobs=np.full(len(ids), self._logprob, dtype=np.float32),
@@ -43,9 +44,10 @@ class ScriptedEngine:
             support_logprobs=support[1],
         )
 
-    def _support(self, num_tokens: int, support_k: int) -> tuple[np.ndarray, np.ndarray]:
-        ids = np.tile(np.arange(support_k, dtype=np.int32), (num_tokens, 1))
-        return ids, (self._logprob - ids).astype(np.float32)
+    def _support(self, num_tokens: int, sampling: EngineSampling) -> tuple[np.ndarray, np.ndarray]:
+        ids = np.tile(np.arange(sampling.support_k, dtype=np.int32), (num_tokens, 1))
+        inside = ids < (sampling.top_k or sampling.support_k)
+        return ids, np.where(inside, self._logprob - ids, -np.inf).astype(np.float32)
 
     def probe(self) -> None:
         """Always alive."""

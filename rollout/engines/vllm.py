@@ -80,10 +80,10 @@ class VllmEngine:
     # -- sampling ----------------------------------------------------------------------------------------------------
 
     def generate(self, requests: Sequence[GenerationRequest], sampling: EngineSampling) -> list[tuple[Completion, ...]]:
-        """Sample all requests as one batch, at any ``top_p``; see ``Engine.generate``.
+        """Sample all requests as one batch, at any ``top_p`` and ``top_k``; see ``Engine.generate``.
 
         Raises ``SpecError`` for a request the engine cannot hold and ``WeightTransferError`` while its weights are not
-        those of one publication. With top_p < 1 log-probabilities are those of the nucleus, -inf outside it.
+        those of one publication. With top_p < 1 or a top_k log-probabilities are those of what is left, -inf outside it.
         """
         if self._must_publish:
             raise WeightTransferError("this engine was left with half an update; publish again before generating")
@@ -201,6 +201,7 @@ def _sampling_parameters(request: GenerationRequest, sampling: EngineSampling) -
         n=request.num_completions,
         temperature=sampling.temperature,
         top_p=sampling.top_p,
+        top_k=sampling.top_k or 0,
         max_tokens=sampling.max_tokens,
         logprobs=sampling.support_k,
         seed=int(request.seed),

@@ -56,7 +56,8 @@ def test_missing_logprobs_are_an_error():
 
 
 @pytest.mark.parametrize(
-    "field", [{"temperature": 0.0}, {"temperature": float("nan")}, {"top_p": 0.0}, {"top_p": 1.1}, {"max_tokens": 0}, {"support_k": -1}]
+    "field",
+    [{"temperature": 0.0}, {"temperature": float("nan")}, {"top_p": 0.0}, {"top_p": 1.1}, {"max_tokens": 0}, {"support_k": -1}, {"top_k": 0}],
 )
 def test_sampling_that_makes_no_sense_is_refused(field: dict):
     with pytest.raises(ValueError, match=next(iter(field))):
@@ -71,6 +72,15 @@ def test_a_scripted_engine_depends_on_prompt_and_seed():
     assert group[0].finish_reason == "stop" and group[0].support_ids.shape == (3, 3)
     short = engine.generate([request], EngineSampling(temperature=1.0, top_p=1.0, max_tokens=2))[0][0]
     assert short.finish_reason == "length" and short.token_ids.tolist() == [9, 30]
+
+
+def test_a_scripted_support_ends_where_top_k_does():
+    engine = ScriptedEngine(lambda prompt, seed: [5], eos_token_id=1, logprob=-1.0)
+    request = GenerationRequest(prompt_token_ids=np.array([9], dtype=np.int32), num_completions=1, seed=0)
+    sampling = EngineSampling(temperature=1.0, top_p=1.0, max_tokens=8, top_k=2, support_k=3)
+    completion = engine.generate([request], sampling)[0][0]
+    assert completion.support_ids.tolist() == [[0, 1, 2]] * 2
+    assert completion.support_logprobs.tolist() == [[-1.0, -2.0, float("-inf")]] * 2
 
 
 def test_requests_are_split_evenly_and_completely():

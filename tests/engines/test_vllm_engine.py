@@ -124,6 +124,19 @@ def test_a_nucleus_renormalises_the_logprobs(engine: EngineProcess, reference: P
         assert ((ids == torch.tensor(completion.token_ids)[:, None]) & nucleus).any(dim=1).all()
 
 
+def test_top_k_samples_among_the_most_likely_ids_and_renormalises(engine: EngineProcess, reference: PlainLearner):
+    requests = requests_of(4)
+    sampling = EngineSampling(temperature=1.0, top_p=1.0, max_tokens=12, top_k=3, support_k=5)
+    prompts, completions = flat(requests, engine.generate(requests, sampling))
+    for completion, rows in zip(completions, reference.full_logprobs(prompts, [c.token_ids for c in completions]), strict=True):
+        best, ids = torch.topk(rows, 3, dim=1)
+        sampled = rows.gather(1, torch.tensor(completion.token_ids).long()[:, None])[:, 0]
+        np.testing.assert_allclose(completion.logprobs, (sampled - best.logsumexp(dim=1)).numpy(), atol=1e-3)
+        assert (ids == torch.tensor(completion.token_ids)[:, None]).any(dim=1).all()
+        assert (completion.support_ids[:, :3] == ids.numpy()).all() and np.isneginf(completion.support_logprobs[:, 3:]).all()
+        np.testing.assert_allclose(np.exp(completion.support_logprobs).sum(axis=1), 1.0, atol=1e-5)
+
+
 def test_requests_the_engine_cannot_hold_are_refused(engine: EngineProcess):
     long = [GenerationRequest(prompt_token_ids=np.full(MAX_MODEL_LEN - 10, 5, dtype=np.int32), num_completions=1, seed=0)]
     with pytest.raises(SpecError, match="exceed the engine's 512"):

@@ -4,66 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from numbers_domain import Generator, Judge, Numbers
 
 from cluster.errors import StageError
-from cluster.messages import Completion, Problem
-from cluster.spec.composition import DemonstrationExperience, PolicyExperience
+from cluster.spec.experience import DemonstrationExperience, PolicyExperience, PrefixSchedule
 from rollout.engines.base import EngineSampling
-from rollout.sources import Mixture, build_source, sampling_seed
-
-
-class Numbers:
-    def __init__(self, name, size=None, prompt="what is {}?"):
-        self.name, self._size, self._prompt = name, size, prompt
-
-    def size(self, split):
-        return self._size
-
-    def problem(self, split, index):
-        assert split == "train"
-        return Problem(
-            problem_id=f"{self.name}/{split}/{index}",
-            domain=self.name,
-            messages=({"role": "user", "content": self._prompt.format(index)},),
-            solution=f"the {index}",
-        )
-
-
-class Generator:
-    """Answers every request with its own seeds, as text."""
-
-    def __init__(self, chat, version=3, short=0):
-        self.chat, self.version, self.short, self.calls = chat, version, short, []
-
-    def __call__(self, requests, sampling):
-        self.calls.append((list(requests), sampling))
-        return [tuple(self._one(request.seed + j) for j in range(request.num_completions - self.short)) for request in requests]
-
-    def _one(self, seed):
-        ids = self.chat.completion_token_ids(str(seed))
-        return Completion(token_ids=ids, logprobs=np.full(len(ids), -0.5, np.float32), finish_reason="stop", policy_version=self.version)
-
+from rollout.sources import Mixture, sampling_seed
 
 SAMPLING = EngineSampling(temperature=1.0, top_p=1.0, max_tokens=32)
-
-
-@pytest.fixture
-def source(chat):
-    def make(experience=None, generate=None, **changes):
-        fields = {
-            "domains": [(Numbers("a"), 1.0)],
-            "chat": chat,
-            "stage_index": 1,
-            "job_seed": 7,
-            "problems_per_step": 4,
-            "rollouts_per_problem": 3,
-            "sampling": SAMPLING,
-            "max_prompt_tokens": 64,
-            "generate": generate or Generator(chat),
-        }
-        return build_source(experience or PolicyExperience(), **{**fields, **changes})
-
-    return make
 
 
 def problem_ids(groups):
@@ -72,17 +20,17 @@ def problem_ids(groups):
 
 def test_one_domain_is_read_in_order_and_a_step_is_stateless(source, chat):
     first = source()
-    assert problem_ids(first.next_groups(0, 3)) == [f"a/train/{i}" for i in range(4)]
-    assert problem_ids(first.next_groups(5, 3)) == [f"a/train/{i}" for i in range(20, 24)]
-    again, other = source().next_groups(5, 3), first.next_groups(5, 3)
+    assert problem_ids(first.next_experience(0, 3).groups) == [f"a/train/{i}" for i in range(4)]
+    assert problem_ids(first.next_experience(5, 3).groups) == [f"a/train/{i}" for i in range(20, 24)]
+    again, other = source().next_experience(5, 3).groups, first.next_experience(5, 3).groups
     assert [[r.text for r in g.rollouts] for g in again] == [[r.text for r in g.rollouts] for g in other]
 
 
 def test_rollouts_carry_the_requests_prompt_and_the_engines_completion_untouched(source, chat):
     generate = Generator(chat)
-    groups = source(generate=generate).next_groups(2, 3)
+    groups = source(generate=generate).next_experience(2, 3).groups
     requests, sampling = generate.calls[0]
-    assert sampling is SAMPLING and len(requests) == len(groups) == 4
+    assert sampling == SAMPLING and len(requests) == len(groups) == 4
     ids = []
     for group, request in zip(groups, requests, strict=True):
         wanted = chat.prompt_token_ids(group.problem.messages)
@@ -127,14 +75,14 @@ def test_a_mixture_gives_the_same_slots_from_wherever_it_is_asked():
 
 
 def test_mixed_groups_know_their_domain(source):
-    groups = source(domains=[(Numbers("a"), 3.0), (Numbers("b"), 1.0)], problems_per_step=8).next_groups(1, 3)
+    groups = source(domains=[(Numbers("a"), 3.0), (Numbers("b"), 1.0)], problems_per_step=8).next_experience(1, 3).groups
     assert sorted(problem_ids(groups)) == sorted([*(f"a/train/{i}" for i in range(6, 12)), "b/train/2", "b/train/3"])
     assert {group.problem.domain for group in groups} == {"a", "b"}
 
 
 def test_demonstrations_are_the_solutions_without_sampling(source, chat):
     generate = Generator(chat)
-    groups = source(DemonstrationExperience(), generate=generate).next_groups(1, 9)
+    groups = source(DemonstrationExperience(), generate=generate).next_experience(1, 9).groups
     assert generate.calls == []
     assert [len(group.rollouts) for group in groups] == [1] * 4
     completion = groups[0].rollouts[0].completion
@@ -147,7 +95,7 @@ def test_demonstrations_are_the_solutions_without_sampling(source, chat):
 
 def test_a_long_demonstration_is_cut_without_an_end_of_turn(source, chat):
     sampling = EngineSampling(temperature=1.0, top_p=1.0, max_tokens=2)
-    completion = source(DemonstrationExperience(), sampling=sampling).next_groups(0, 0)[0].rollouts[0].completion
+    completion = source(DemonstrationExperience(), sampling=sampling).next_experience(0, 0).groups[0].rollouts[0].completion
     assert len(completion.token_ids) == 2 and completion.finish_reason == "length"
     assert chat.eos_token_id not in completion.token_ids
 
@@ -155,7 +103,7 @@ def test_a_long_demonstration_is_cut_without_an_end_of_turn(source, chat):
 @pytest.mark.parametrize("experience", [PolicyExperience(), DemonstrationExperience()], ids=lambda spec: spec.kind)
 def test_a_prompt_that_is_too_long_is_refused_and_named(source, experience):
     with pytest.raises(StageError) as caught:
-        source(experience, max_prompt_tokens=5).next_groups(2, 3)
+        source(experience, max_prompt_tokens=5).next_experience(2, 3)
     assert caught.value.reason == "prompt_too_long"
     assert "a/train/8" in caught.value.message and "max_prompt_tokens = 5" in caught.value.message
     assert str(caught.value.details["prompt_tokens"]) in caught.value.message
@@ -163,18 +111,18 @@ def test_a_prompt_that_is_too_long_is_refused_and_named(source, experience):
 
 def test_prompts_of_exactly_the_limit_pass(source, chat):
     length = len(chat.prompt_token_ids(Numbers("a").problem("train", 0).messages))
-    assert len(source(max_prompt_tokens=length, problems_per_step=1).next_groups(0, 3)) == 1
+    assert len(source(max_prompt_tokens=length, problems_per_step=1).next_experience(0, 3).groups) == 1
 
 
 def test_rollouts_of_another_publication_are_refused(source):
     with pytest.raises(StageError) as caught:
-        source().next_groups(0, 4)
+        source().next_experience(0, 4)
     assert caught.value.reason == "stale_rollouts" and "[3]" in caught.value.message
 
 
 def test_missing_completions_are_refused(source, chat):
     with pytest.raises(StageError) as caught:
-        source(generate=Generator(chat, short=1)).next_groups(0, 3)
+        source(generate=Generator(chat, short=1)).next_experience(0, 3)
     assert caught.value.reason == "rollouts_missing"
 
 
@@ -182,3 +130,25 @@ def test_an_empty_domain_is_refused(source):
     with pytest.raises(StageError) as caught:
         source(domains=[(Numbers("a"), 1.0), (Numbers("b", size=0), 1.0)])
     assert caught.value.reason == "no_problems" and "b" in caught.value.message
+
+
+def test_every_group_is_verified_and_verdicts_are_in_the_order_of_the_rollouts(source):
+    for experience in (PolicyExperience(), DemonstrationExperience()):
+        judge = Judge(lambda problem_id, child: child / 2)
+        made = source(experience, verify=judge).next_experience(1, 3)
+        assert judge.calls == [problem_ids(made.groups)]
+        for group, verdicts in zip(made.groups, made.verdicts, strict=True):
+            assert [verdict.details["text"] for verdict in verdicts] == [rollout.text for rollout in group.rollouts]
+            assert [verdict.score for verdict in verdicts] == [0.0, 0.5, 1.0][: len(group.rollouts)]
+        assert made.metrics == {}
+
+
+def test_a_prefix_is_the_steps_own_limit_of_generation(source, chat):
+    generate = Generator(chat)
+    experience = PolicyExperience(prefix=PrefixSchedule(start_tokens=2, tokens_per_step=1.5))
+    made = source(experience, generate=generate)
+    found = [made.next_experience(step, 3).metrics["rollout/prefix_tokens"] for step in (0, 1, 2, 3, 100)]
+    assert found == [2.0, 3.0, 5.0, 6.0, 32.0]
+    assert [sampling.max_tokens for _, sampling in generate.calls] == [2, 3, 5, 6, 32]
+    first = made.next_experience(0, 3).groups[0].rollouts[0].completion
+    assert len(first.token_ids) == 2 and first.finish_reason == "length"

@@ -35,7 +35,7 @@ def children() -> list[psutil.Process]:
     found = []
     for child in psutil.Process().children(recursive=True):
         try:
-            if "rollout.verifiers.process" in child.cmdline():
+            if "rollout.processes.process" in child.cmdline():
                 found.append(child)
         except psutil.Error:
             continue
@@ -122,7 +122,7 @@ def test_the_process_is_clean(pool, monkeypatch):
         "PATH", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "PYTHONPATH", "OMP_NUM_THREADS",
     }  # fmt: skip
     assert set(found["modules"]) & {"torch", "transformers", "vllm", "ray", "pytest", "sympy", "datasets"} == set()
-    assert found["main"] == "rollout.verifiers.process"
+    assert found["main"] == "rollout.processes.process"
 
 
 def test_memory_limit():

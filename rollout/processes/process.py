@@ -1,61 +1,53 @@
-"""What a verifier process runs: jobs in over a pipe, one JSON answer out for each, as soon as it is known.
+"""What a limited process runs: jobs in over a pipe, one JSON answer out for each, as soon as it is known.
 
-Invariant: it dies with its parent, keeps none of the parent's environment, and loads neither torch nor transformers.
+Invariant: it dies with its parent, keeps none of the parent's environment, and loads what its work module loads, no more.
 """
 
 from __future__ import annotations
 
 import ctypes
+import importlib
 import json
 import logging
 import os
 import resource
 import signal
 import sys
+from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any
 
 PR_SET_PDEATHSIG = 1
 MAX_TEXT = 2_000
-MAX_DETAILS = 20_000
 
 
 def main(settings: dict[str, Any]) -> None:
-    """Verify until the pipe closes."""
+    """Answer until the pipe closes."""
     _confine(settings["parent"], settings["memory_bytes"])
     pipe = Connection(settings["pipe"])
-    import rollout.domains  # noqa: F401 - before the first deadline starts
-
+    answer = importlib.import_module(settings["work"]).answer  # before the first deadline starts
     pipe.send_bytes(b"{}")
     while True:
         try:
             jobs = pipe.recv()
         except EOFError:
             return
-        except Exception as error:  # a domain that this process cannot import
-            pipe.send_bytes(_encode({"error": f"cannot be read by a verifier process: {error}"[:MAX_TEXT]}))
+        except Exception as error:  # a job whose parts this process cannot import
+            pipe.send_bytes(_encode({"error": f"cannot be read by a limited process: {error}"[:MAX_TEXT]}))
             continue
         pipe.send_bytes(b"{}")
-        for domain, problem, text in jobs:
-            pipe.send_bytes(_verify(domain, problem, text))
+        for job in jobs:
+            pipe.send_bytes(_answer(answer, job, settings["max_answer_bytes"]))
 
 
-def _verify(domain: Any, problem: Any, text: str) -> bytes:
+def _answer(answer: Callable[[Any], dict[str, Any]], job: Any, max_bytes: int) -> bytes:
     try:
-        verdict = domain.verify(problem, text)
-        details = verdict.details if len(_encode(verdict.details)) <= MAX_DETAILS else {"dropped": "details are too long"}
-        error = None if verdict.error is None else f"failed: {verdict.error}"[:MAX_TEXT]
-        return _encode(
-            {
-                "score": float(verdict.score),
-                "passed": bool(verdict.passed),
-                "feedback": verdict.feedback[:MAX_TEXT],
-                "details": details,
-                "error": error,
-            }
-        )
-    except BaseException as error:  # SystemExit included: a verifier's own fault is data
+        encoded = _encode(answer(job))
+    except BaseException as error:  # SystemExit included: the work's own fault is data
         return _encode({"error": f"raised {type(error).__name__}: {error}"[:MAX_TEXT]})
+    if len(encoded) > max_bytes:
+        return _encode({"error": f"answered {len(encoded)} bytes; allowed are {max_bytes}"})
+    return encoded
 
 
 def _encode(value: Any) -> bytes:
