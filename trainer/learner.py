@@ -25,13 +25,14 @@ from trainer import state_files
 from trainer.collectives import gather_vectors
 from trainer.modeling.loss_head import LossJob
 from trainer.modeling.loss_rows import collate
-from trainer.modeling.packed import PackedSequences, pack_sequences
+from trainer.modeling.packed import pack_sequences
 from trainer.modeling.policy_model import PolicyModel
-from trainer.modeling.scoring import score_rows
 from trainer.optimizer import MOMENTS, ShardedAdamW
+from trainer.sequence_scores import SequenceScores, score_sequences
 from trainer.sharding import join_group, local_shard, pick_device, release_gathered, shard_like, shard_policy, whole
 from trainer.step_metrics import StepMetrics
 from trainer.terms import StageLoss, stage_loss
+from trainer.weight_anchor import WeightAnchor
 
 CLIP_EPSILON = 1e-6
 TIED_HEAD = "lm_head.weight"
@@ -66,6 +67,7 @@ class Learner:
         self._parameters = dict(self.model.model.named_parameters())
         self._is_tied = self.model.is_tied
         self._optimizer = ShardedAdamW(self._parameters)
+        self._anchor = WeightAnchor(self._parameters)
         self._loss: StageLoss | None = None
         self._gradient_clip = math.inf
         self.keep_gradient = False
@@ -80,11 +82,26 @@ class Learner:
 
     # -- stages ------------------------------------------------------------------------------------------------------
 
-    def begin_stage(self, composition: Any, optimizer: Any, *, temperature: float, reset_optimizer: bool) -> None:
-        """Take a stage's loss, temperature and optimizer settings. Without reset the moments and their count stay."""
-        self._loss = stage_loss(composition, temperature=temperature)
+    def begin_stage(
+        self,
+        composition: Any,
+        optimizer: Any,
+        *,
+        temperature: float,
+        reset_optimizer: bool,
+        truncated_sampling: bool = False,
+        resumed: bool = False,
+    ) -> None:
+        """Take a stage's loss, temperature, anchor and optimizer settings. Without reset the moments and their count stay.
+
+        ``truncated_sampling``: rollouts were drawn with top_p or top_k. A stage that is ``resumed`` keeps the anchor that
+        ``load_state`` brings; otherwise one at the stage's start is taken from the weights as they are now.
+        """
+        self._loss = stage_loss(composition, temperature=temperature, truncated_sampling=truncated_sampling)
         self._optimizer.configure(optimizer, reset=reset_optimizer)
         self._gradient_clip = optimizer.gradient_clip
+        base_folder = Path(self.settings.model_folder)
+        self._anchor.begin_stage(composition.l2_anchor, resumed=resumed, base=lambda: state_files.read_policy(base_folder))
 
     # -- one update --------------------------------------------------------------------------------------------------
 
@@ -100,6 +117,8 @@ class Learner:
         values = self._reduce(metrics, live=live_samples > 0)
         middle = time.perf_counter()
         norm = math.sqrt(values.pop("gradient/squared"))
+        if self._anchor.is_active:
+            values |= self._anchor_metrics(values)
         finite = math.isfinite(norm) and math.isfinite(values["loss/total"])
         applied = finite and live_samples > 0
         values |= self._digest(values)
@@ -131,6 +150,7 @@ class Learner:
     def _new_metrics(self) -> StepMetrics:
         loss = self._loss
         own = ("rows/live", "samples/live", "tokens/forward", "gradient/squared")
+        own += ("anchor/squared",) if self._anchor.is_active else ()
         digest = tuple(f"gradient/squared_of/{name}" for name in self._digest_names())
         return StepMetrics(
             sums=(*loss.sum_names, *own, *digest), means=loss.mean_names, maxima=loss.maximum_names, device=self.device
@@ -162,8 +182,10 @@ class Learner:
     # -- gradient ----------------------------------------------------------------------------------------------------
 
     def _reduce(self, metrics: StepMetrics, *, live: bool) -> dict[str, float]:
-        """Metrics and squared gradient norms over all ranks, in one collective."""
+        """Metrics and squared gradient norms over all ranks, in one collective; the anchor's pull is added first."""
         self.last_gradient = {}
+        if self._anchor.is_active:
+            metrics.add_sum("anchor/squared", self._anchor.squared_distance(pull=live))
         if live:
             gradients = {name: parameter.grad for name, parameter in self._parameters.items()}
             norms = torch._foreach_norm([local_shard(gradient) for gradient in gradients.values()], dtype=torch.float64)
@@ -175,6 +197,11 @@ class Learner:
                 self.last_gradient = {name: whole(gradient).clone() for name, gradient in gradients.items()}
         return metrics.reduce()
 
+    def _anchor_metrics(self, values: dict[str, float]) -> dict[str, float]:
+        squared = values.pop("anchor/squared")
+        penalty = self._anchor.penalty(squared)
+        return {"loss/l2_anchor": penalty, "loss/total": values["loss/total"] + penalty, "drift/l2_from_anchor": math.sqrt(squared)}
+
     def _digest_names(self) -> tuple[str, ...]:
         """The first, the middle and the last parameter: enough to tell two gradients apart."""
         names = list(self._parameters)
@@ -185,17 +212,26 @@ class Learner:
 
     # -- log-probabilities -------------------------------------------------------------------------------------------
 
-    @torch.no_grad()
     def sequence_logprobs(
         self, prompts: list[np.ndarray], completions: list[np.ndarray], *, temperature: float
     ) -> list[np.ndarray]:
         """float32 [T] per completion, normalised over the full vocabulary; the same inputs and results on every rank."""
-        pairs = list(zip(prompts, completions, strict=True))
-        results: list[np.ndarray] = []
-        for part in _within_budget(pairs, self.settings.micro_batch_tokens):
-            packed = pack_sequences(part, device=self.device)
-            scores = self.model(packed, _scorer(packed, temperature))
-            results += [values.float().cpu().numpy() for values in packed.split_rows(scores.logprobs)]
+        return [scores.logprobs for scores in self.sequence_scores(prompts, completions, temperature=temperature)]
+
+    def sequence_scores(
+        self, prompts: list[np.ndarray], completions: list[np.ndarray], *, temperature: float, entropies: bool = False
+    ) -> list[SequenceScores]:
+        """Log-probabilities and, if wanted, entropies; the same inputs and results on every rank, the work shared out."""
+        results = score_sequences(
+            self.model,
+            list(zip(prompts, completions, strict=True)),
+            temperature=temperature,
+            entropies=entropies,
+            budget_tokens=self.settings.micro_batch_tokens,
+            rank=self.rank,
+            world_size=self.world_size,
+            device=self.device,
+        )
         release_gathered(self.model)
         return results
 
@@ -237,17 +273,20 @@ class Learner:
         self._take_weights(state_files.read_policy(Path(folder)), where=str(folder))
 
     def save_state(self, folder: str | Path) -> None:
-        """Policy, optimizer and random state, for ``load_state`` on any number of ranks."""
+        """Policy, optimizer, random state and the stage's own anchor, for ``load_state`` on any number of ranks."""
         folder = Path(folder)
         policy = self._gathered(self._parameters.items())
         moments = self._gathered(
             (f"{moment}.{name}", self._optimizer.moment(name, moment)) for name in self._parameters for moment in MOMENTS
         )
+        anchor = self._gathered(self._anchor.tensors()) if self._anchor.is_saved else None
         rng = gather_vectors(state_files.rng_state(self.device).to(self.device)).cpu()
         if self.rank == 0:
             folder.mkdir(parents=True, exist_ok=True)
             state_files.write_tensors(folder / "policy.safetensors", policy)
             state_files.write_tensors(folder / "optimizer.safetensors", moments)
+            if anchor is not None:
+                state_files.write_tensors(folder / state_files.ANCHOR_FILE, anchor)
             state_files.write_tensors(folder / "rng.safetensors", {f"rank{rank}": state.clone() for rank, state in enumerate(rng)})
             record = {"format": state_files.STATE_FORMAT, "optimizer_steps": self._optimizer.steps_taken, "ranks": self.world_size}
             state_files.write_json(folder / "state.json", record)
@@ -265,6 +304,10 @@ class Learner:
             moment, _, parameter = name.partition(".")
             moments[parameter, moment] = tensor
         self._optimizer.restore(moments, record["optimizer_steps"])
+        if (folder / state_files.ANCHOR_FILE).is_file():
+            self._anchor.restore(state_files.read_tensors(folder / state_files.ANCHOR_FILE))
+        else:
+            self._anchor.forget()
         rng = dict(state_files.read_tensors(folder / "rng.safetensors"))
         state_files.restore_rng(rng[f"rank{self.rank % record['ranks']}"], self.device)
 
@@ -290,21 +333,3 @@ class Learner:
             missing.discard(name)
         if missing:
             raise ValueError(f"{where}: {len(missing)} tensors are missing, the first is {min(missing)}")
-
-
-def _scorer(packed: PackedSequences, temperature: float):
-    return lambda hidden, head: score_rows(hidden, head, packed.target_ids, temperature=temperature)
-
-
-def _within_budget(pairs: list[tuple[np.ndarray, np.ndarray]], budget: int) -> Iterator[list[tuple[np.ndarray, np.ndarray]]]:
-    """Cut a list into runs of at most ``budget`` tokens; a longer sequence goes alone."""
-    part, size = [], 0
-    for pair in pairs:
-        tokens = len(pair[0]) + len(pair[1])
-        if part and size + tokens > budget:
-            yield part
-            part, size = [], 0
-        part.append(pair)
-        size += tokens
-    if part:
-        yield part

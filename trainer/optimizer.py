@@ -11,9 +11,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
-from trainer.sharding import local_shard, shard_like
+from trainer.sharding import local_shard, shard_like, sharded_as
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -71,9 +70,7 @@ class ShardedAdamW:
         shard = self._shards.get(name)
         state = self._adam.state.get(shard, {}) if shard is not None else {}
         local = state.get(moment, torch.zeros_like(local_shard(parameter.detach())))
-        if not isinstance(parameter, DTensor):
-            return local
-        return DTensor.from_local(local, parameter.device_mesh, parameter.placements, shape=parameter.shape, stride=parameter.stride())
+        return sharded_as(local, parameter)
 
     def restore(self, moments: dict[tuple[str, str], Tensor], steps_taken: int) -> None:
         """Put full moments (by parameter name and moment) and the count back, each rank keeping its shard."""

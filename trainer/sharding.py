@@ -88,3 +88,11 @@ def shard_like(full: Tensor, parameter: Tensor) -> Tensor:
     if not isinstance(parameter, DTensor):
         return full
     return distribute_tensor(full, parameter.device_mesh, parameter.placements, src_data_rank=None).to_local()
+
+
+def sharded_as(local: Tensor, parameter: Tensor) -> Tensor:
+    """This rank's part of a tensor that is sharded as ``parameter`` is, as the sharded tensor (no communication)."""
+    if not isinstance(parameter, DTensor):
+        return local
+    mesh, placements = parameter.device_mesh, parameter.placements
+    return DTensor.from_local(local, mesh, placements, shape=parameter.shape, stride=parameter.stride())

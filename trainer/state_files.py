@@ -1,8 +1,9 @@
 """Files of the learner: safetensors and JSON, never a pickle.
 
 A policy folder is a Hugging Face folder (``AutoModelForCausalLM.from_pretrained`` reads it). A state folder holds
-``policy.safetensors``, ``optimizer.safetensors``, ``rng.safetensors`` and ``state.json``, all tensors whole, so that any
-number of ranks can read it. The JSON is written last: a folder without it is not a state.
+``policy.safetensors``, ``optimizer.safetensors``, ``rng.safetensors``, ``state.json`` and, in a stage with an L2 anchor at
+its start, ``anchor.safetensors``, all tensors whole, so that any number of ranks can read it. The JSON is written last: a
+folder without it is not a state.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from torch import Tensor
 MAX_FILE_BYTES = 4 << 30
 """Of one safetensors file of a policy folder; larger models get several and an index."""
 STATE_FORMAT = 1
+ANCHOR_FILE = "anchor.safetensors"
 CONFIG_FILES = (
     "generation_config.json",
     "tokenizer.json",

@@ -21,7 +21,9 @@ from tiny_policy import (
 from transformers import AutoModelForCausalLM
 
 from cluster.messages import BatchShard
-from cluster.spec.composition import Composition, CrossEntropy, DemonstrationExperience, Term
+from cluster.spec.composition import Composition, Term
+from cluster.spec.experience import DemonstrationExperience
+from cluster.spec.objectives import CrossEntropy
 from trainer.balancing import distribute
 from trainer.learner import Learner
 
@@ -75,7 +77,15 @@ def test_gradient_does_not_depend_on_budget_order_or_empty_micro_batches(learner
 def test_dead_samples_cost_nothing_and_change_nothing(learner):
     """Samples with zero advantage and no teacher give the gradient of the batch without them."""
     samples = make_samples(9)
-    dead = [replace(sample, advantage=0.0, term_weights={"pg": sample.term_weights["pg"]}, sample_id="dead") for sample in samples[:3]]
+    dead = [
+        replace(
+            sample,
+            sample_id="dead",
+            term_weights={"pg": sample.term_weights["pg"]},
+            term_advantages={"pg": np.zeros_like(sample.rollout_logprobs)},
+        )
+        for sample in samples[:3]
+    ]
     expected, report = _gradient_of(learner, _shard(samples))
     shard = _shard([*samples, *dead])
     gradient, with_dead = _gradient_of(learner, replace(shard, term_counts=term_counts(samples)))
@@ -96,6 +106,19 @@ def test_report_norms_are_those_of_the_gradient(learner):
         assert name in report.metrics
     total = sum(term.coefficient * report.metrics[f"loss/{term.name}"] for term in COMPOSITION.terms)
     assert report.loss == pytest.approx(total, rel=1e-5)
+
+
+def test_truncated_sampling_leaves_nothing_to_compare_with(learner):
+    """Rollouts drawn with top_p or top_k: their record is renormalised in the nucleus, and no weight may come of it."""
+    expected = learner.step(_shard(make_samples(6))).metrics
+    learner.begin_stage(COMPOSITION, OPTIMIZER, temperature=TEMPERATURE, reset_optimizer=True, truncated_sampling=True)
+    metrics = learner.step(_shard(make_samples(6))).metrics
+    gone = {"policy/mismatch_nats_mean", "policy/mismatch_nats_max", "pg/importance_mean", "top/importance_mean"}
+    assert gone <= set(expected) and gone.isdisjoint(metrics)
+    far = [replace(sample, rollout_logprobs=sample.rollout_logprobs - 5.0) for sample in make_samples(6)]
+    one, two = (_gradient_of(learner, _shard(samples))[0] for samples in (make_samples(6), far))
+    for name, value in one.items():
+        assert torch.equal(two[name], value), name
 
 
 def test_the_update_is_adamw_on_the_clipped_gradient_with_warm_up(learner):
@@ -119,7 +142,7 @@ def test_a_step_that_is_not_finite_changes_nothing(learner, bad):
     learner.step(_shard(make_samples(5)))
     before, steps = _weights(learner), learner._optimizer.steps_taken
     samples = make_samples(5)
-    samples[2] = replace(samples[2], advantage=bad)
+    samples[2] = replace(samples[2], term_advantages={"pg": np.full_like(samples[2].rollout_logprobs, bad)})
     report = learner.step(_shard(samples))
     assert not report.finite and not report.applied
     assert learner._optimizer.steps_taken == steps
@@ -153,6 +176,24 @@ def test_sequence_logprobs_equal_plain_transformers_also_after_an_update(learner
             assert values.dtype == np.float32
             np.testing.assert_allclose(values, expected.numpy(), atol=1e-5)
         assert learner.step(_shard(make_samples(8))).applied
+
+
+def test_sequence_entropies_equal_plain_transformers(learner):
+    generator = np.random.default_rng(4)
+    prompts = [generator.integers(0, VOCABULARY, n).astype(np.int32) for n in (3, 70, 7)]
+    completions = [generator.integers(0, VOCABULARY, n).astype(np.int32) for n in (5, 30, 1)]
+    plain = AutoModelForCausalLM.from_pretrained(learner.settings.model_folder).eval()
+    got = learner.sequence_scores(prompts, completions, temperature=1.3, entropies=True)
+    alone = learner.sequence_logprobs(prompts, completions, temperature=1.3)
+    for prompt, completion, scores, logprobs in zip(prompts, completions, got, alone, strict=True):
+        token_ids = torch.from_numpy(np.concatenate((prompt, completion))).long()
+        with torch.no_grad():
+            values = torch.log_softmax(plain(token_ids[None]).logits[0, len(prompt) - 1 : -1].double() / 1.3, -1)
+        assert scores.entropies.dtype == np.float32 and scores.entropies.shape == (len(completion),)
+        np.testing.assert_allclose(scores.entropies, -(values.exp() * values).sum(-1).numpy(), atol=1e-5)
+        assert scores.logprobs.tolist() == logprobs.tolist()
+    assert learner.sequence_scores(prompts, completions, temperature=1.3)[0].entropies is None
+    assert learner.sequence_scores([], [], temperature=1.0, entropies=True) == []
 
 
 def test_parameters_carry_checkpoint_names_and_the_head_always(learner):

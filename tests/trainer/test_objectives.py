@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import math
-from types import SimpleNamespace
 
 import pytest
 import torch
 
-from trainer.objectives import OBJECTIVE_METRICS, OBJECTIVES, RowInputs
+from cluster.spec.objectives import CrossEntropy, EntropyBonus, ForwardKL, JensenShannon, PolicyGradient, ReferenceKL, ReverseKL
+from trainer.objectives import OBJECTIVES, RowInputs, objective_metrics
 from trainer.objectives.supports import with_tail_bucket
 
 ROWS, VOCABULARY = 7, 11
 SPECS = {
-    "policy_gradient": SimpleNamespace(kind="policy_gradient", clip_low=0.2, clip_high=0.3, dual_clip=None),
-    "forward_kl": SimpleNamespace(kind="forward_kl"),
-    "reverse_kl": SimpleNamespace(kind="reverse_kl"),
-    "jensen_shannon": SimpleNamespace(kind="jensen_shannon", weight=0.3),
-    "cross_entropy": SimpleNamespace(kind="cross_entropy"),
+    "policy_gradient": PolicyGradient(clip_low=0.2, clip_high=0.3),
+    "forward_kl": ForwardKL(),
+    "reverse_kl": ReverseKL(),
+    "jensen_shannon": JensenShannon(weight=0.3),
+    "cross_entropy": CrossEntropy(),
+    "reference_kl": ReferenceKL(estimator="k3"),
+    "entropy_bonus": EntropyBonus(),
 }
 DIVERGENCES = ("forward_kl", "reverse_kl", "jensen_shannon")
 
@@ -37,6 +39,8 @@ def _rows(policy: torch.Tensor, teacher: torch.Tensor, *, support: str = "full",
     sampled = policy.gather(1, ids[:, None])[:, 0]
     fields = {
         "policy_logprobs": sampled,
+        "policy_entropies": -(policy.exp() * policy).sum(-1),
+        "reference_logprobs": teacher.gather(1, ids[:, None])[:, 0],
         "policy_support_logprobs": None if support == "sampled" else policy_support,
         "teacher_support_logprobs": None if support == "sampled" else teacher_support,
         "rollout_logprobs": sampled.detach(),
@@ -151,7 +155,7 @@ def test_t4_sampled_reverse_kl_is_a_policy_gradient_with_advantage_log_teacher_o
 @pytest.mark.parametrize("support", ["sampled", "top_k", "full"])
 def test_t5_teacher_equal_to_policy_gives_zero(kind, support):
     if support == "sampled" and kind != "reverse_kl":
-        return
+        return  # the estimator of the forward KL is zero in expectation alone
     logits = _logits(10)
     values, gradient = _gradient(kind, logits, logits.log_softmax(-1), support=support)
     assert values.abs().max() < 1e-14
@@ -161,13 +165,13 @@ def test_t5_teacher_equal_to_policy_gives_zero(kind, support):
 def test_t6_jensen_shannon_is_bounded_and_tends_to_the_two_kls():
     policy, teacher = _logits(11, 4.0).log_softmax(-1), _logits(12, 4.0).log_softmax(-1)
     rows = _rows(policy, teacher)
-    half = OBJECTIVES["jensen_shannon"](rows, SimpleNamespace(weight=0.5)).values
+    half = OBJECTIVES["jensen_shannon"](rows, JensenShannon(weight=0.5)).values
     assert (half >= 0).all() and (half <= math.log(2)).all() and half.max() > 0.3
     tiny = 1e-7
     rows = _rows(_logits(11).log_softmax(-1), _logits(12).log_softmax(-1))
     forward, reverse = (OBJECTIVES[kind](rows, SPECS[kind]).values for kind in ("forward_kl", "reverse_kl"))
-    near_zero = OBJECTIVES["jensen_shannon"](rows, SimpleNamespace(weight=tiny)).values / tiny
-    near_one = OBJECTIVES["jensen_shannon"](rows, SimpleNamespace(weight=1 - tiny)).values / tiny
+    near_zero = OBJECTIVES["jensen_shannon"](rows, JensenShannon(weight=tiny)).values / tiny
+    near_one = OBJECTIVES["jensen_shannon"](rows, JensenShannon(weight=1 - tiny)).values / tiny
     torch.testing.assert_close(near_zero, forward, rtol=1e-3, atol=1e-6)
     torch.testing.assert_close(near_one, reverse, rtol=1e-3, atol=1e-6)
 
@@ -203,19 +207,24 @@ def test_tail_bucket_completes_a_distribution_and_stays_finite():
 
 
 @pytest.mark.parametrize(
-    ("ratio", "advantage", "dual_clip", "value", "slope"),
+    ("ratio", "advantage", "dual_clip", "value", "slope", "low", "high"),
     [
-        (1.0, 2.0, None, -2.0, -2.0),  # on-policy: value -A, gradient -A, never zero
-        (1.0, -2.0, None, 2.0, 2.0),
-        (1.4, 1.0, None, -1.3, 0.0),  # above 1 + clip_high with A > 0: held
-        (1.4, -1.0, None, 1.4, 1.4),  # the same ratio with A < 0 is pushed back
-        (0.5, -1.0, None, 0.8, 0.0),  # below 1 - clip_low with A < 0: held
-        (0.5, 1.0, None, -0.5, -0.5),
-        (5.0, -1.0, 3.0, 3.0, 0.0),  # dual clip
-        (2.0, -1.0, 3.0, 2.0, 2.0),
+        (1.0, 2.0, None, -2.0, -2.0, 0.2, 0.3),  # on-policy: value -A, gradient -A, never zero
+        (1.0, -2.0, None, 2.0, 2.0, 0.2, 0.3),
+        (1.4, 1.0, None, -1.3, 0.0, 0.2, 0.3),  # above 1 + clip_high with A > 0: held
+        (1.4, -1.0, None, 1.4, 1.4, 0.2, 0.3),  # the same ratio with A < 0 is pushed back
+        (0.5, -1.0, None, 0.8, 0.0, 0.2, 0.3),  # below 1 - clip_low with A < 0: held
+        (0.5, 1.0, None, -0.5, -0.5, 0.2, 0.3),
+        (5.0, -1.0, 3.0, 3.0, 0.0, 0.2, 0.3),  # dual clip
+        (2.0, -1.0, 3.0, 2.0, 2.0, 0.2, 0.3),
+        (1.4, 1.0, None, -1.4, -1.4, 0.2, None),  # no upper bound
+        (0.5, -1.0, None, 0.5, 0.5, None, 0.3),  # no lower bound
+        (1.4, 1.0, None, -1.3, 0.0, None, 0.3),
+        (0.01, -1.0, None, 0.01, 0.01, None, None),  # r A, whatever r
+        (50.0, 1.0, None, -50.0, -50.0, None, None),
     ],
 )
-def test_policy_gradient_clips_as_ppo_does(ratio, advantage, dual_clip, value, slope):
+def test_policy_gradient_clips_as_ppo_does(ratio, advantage, dual_clip, value, slope, low, high):
     policy = torch.tensor([-1.0], dtype=torch.float64, requires_grad=True)
     rows = RowInputs(
         policy_logprobs=policy,
@@ -223,7 +232,7 @@ def test_policy_gradient_clips_as_ppo_does(ratio, advantage, dual_clip, value, s
         advantages=torch.tensor([advantage], dtype=torch.float64),
         token_weights=torch.ones(1),
     )
-    spec = SimpleNamespace(clip_low=0.2, clip_high=0.3, dual_clip=dual_clip)
+    spec = PolicyGradient(clip_low=low, clip_high=high, dual_clip=dual_clip)
     outcome = OBJECTIVES["policy_gradient"](rows, spec)
     (gradient,) = torch.autograd.grad(outcome.values.sum(), policy)
     assert outcome.values.item() == pytest.approx(value, abs=1e-12)
@@ -250,7 +259,7 @@ def test_extreme_rows_stay_finite(kind):
     logits[:, 0] = 300.0
     teacher = logits.flip(-1).log_softmax(-1)
     for support in ("sampled", "full", "top_k"):
-        if support == "sampled" and kind in ("forward_kl", "jensen_shannon"):
+        if support == "sampled" and kind == "jensen_shannon":
             continue
         at = logits.clone().requires_grad_()
         rows = _rows(at.log_softmax(-1), teacher, support=support, rollout_logprobs=torch.full((ROWS,), -1000.0), advantages=torch.ones(ROWS))
@@ -264,7 +273,7 @@ def test_metric_names_are_those_announced_and_rows_are_kept_apart(kind):
     policy, teacher = _logits(17).log_softmax(-1), _logits(18).log_softmax(-1)
     outcome = OBJECTIVES[kind](_rows(policy, teacher), SPECS[kind])
     assert outcome.values.shape == (ROWS,)
-    assert set(outcome.metrics) == set(OBJECTIVE_METRICS.get(kind, ()))
+    assert set(outcome.metrics) == set(objective_metrics(SPECS[kind]))
     changed = policy.clone()
     changed[3:] = _logits(19).log_softmax(-1)[3:]
     torch.testing.assert_close(OBJECTIVES[kind](_rows(changed, teacher), SPECS[kind]).values[:3], outcome.values[:3], atol=0, rtol=0)

@@ -9,8 +9,11 @@ import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from cluster.messages import TrainingSample
-from cluster.spec.composition import Composition, EmaTeacher, FullSupport, JensenShannon, PolicyGradient, Term, TopKSupport
+from cluster.spec.composition import Composition, Term
 from cluster.spec.job import OptimizerSpec
+from cluster.spec.objectives import JensenShannon, PolicyGradient
+from cluster.spec.supports import FullSupport, TopKSupport
+from cluster.spec.teachers import EmaTeacher
 from trainer.learner import Learner, LearnerSettings
 
 VOCABULARY, HIDDEN, K = 50, 32, 5
@@ -64,8 +67,8 @@ def make_samples(count: int, seed: int = 0, vocabulary: int = VOCABULARY, hidden
                 prompt_token_ids=generator.integers(0, vocabulary, prompt).astype(np.int32),
                 completion_token_ids=completion.astype(np.int32),
                 rollout_logprobs=(-4.0 + generator.normal(size=tokens)).astype(np.float32),
-                advantage=float(generator.normal()),
                 term_weights=weights,
+                term_advantages={"pg": np.full(tokens, generator.normal(), np.float32)},
                 support_ids=ids.astype(np.int32) if taught else None,
                 teacher_logprobs=np.take_along_axis(teacher, completion[:, None], 1)[:, 0].astype(np.float32) if taught else None,
                 teacher_support_logprobs=np.take_along_axis(teacher, ids, 1).astype(np.float32) if taught else None,

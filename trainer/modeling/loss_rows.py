@@ -1,7 +1,7 @@
 """Training samples of one micro-batch as tensors: the pack the model reads, and the rows the loss head reads.
 
-Only rows with a weight in some term are selected; the rest of a completion is context. Legend: R selected rows, K support
-size, H hidden size.
+Only rows with a weight in some term are selected; the rest of a completion is context. Legend: R selected rows, Rt those
+of one term, K support size, V vocabulary, H' width of the teacher's states (the policy's, or more of a mixed teacher).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from cluster.messages import TrainingSample
 from trainer.modeling.packed import PackedSequences, pack_sequences
-from trainer.terms import StageLoss
+from trainer.terms import LossTerm, StageLoss
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,6 +26,8 @@ class TermRows:
     """float32 [Rt], all non-zero"""
     indices: np.ndarray | None
     """int64 [Rt], rising row numbers on the host; None where every row carries the term."""
+    advantages: Tensor | None = None
+    """float32 [Rt] of a policy gradient"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,23 +38,35 @@ class LossRows:
     """int64 [R]"""
     rollout_logprobs: Tensor
     """float32 [R]"""
-    advantages: Tensor
-    """float32 [R]"""
     terms: dict[str, TermRows]
+    positions: np.ndarray
+    """int64 [R]: which token of its completion a row predicts"""
+    sequences: np.ndarray
+    """int64 [R], rising: which sample of the micro-batch a row is of"""
     taught: np.ndarray | None
     """int64 rows of samples with a teacher's scores; None where all rows are."""
-    support_ids: Tensor | None
-    """int64 [R, K]"""
-    teacher_logprobs: Tensor | None
+    old_logprobs: Tensor | None = None
+    """float32 [R]; NaN for samples whose policy before the first update nobody looked at"""
+    reference_logprobs: Tensor | None = None
     """float32 [R]"""
-    teacher_support_logprobs: Tensor | None
+    support_ids: Tensor | None = None
+    """int64 [R, K]"""
+    teacher_logprobs: Tensor | None = None
+    """float32 [R]"""
+    teacher_support_logprobs: Tensor | None = None
     """float32 [R, K]"""
-    teacher_hidden: Tensor | None
-    """float32 [R, H]"""
+    teacher_hidden: Tensor | None = None
+    """float32 [R, H']"""
+    teacher_full_logprobs: Tensor | None = None
+    """float32 [R, V], instead of ``teacher_hidden``"""
 
     @property
     def count(self) -> int:
         return self.token_ids.shape[0]
+
+    @property
+    def has_full_teacher(self) -> bool:
+        return self.teacher_hidden is not None or self.teacher_full_logprobs is not None
 
 
 def collate(
@@ -61,59 +75,94 @@ def collate(
     """Pack the samples of a micro-batch. Raises ValueError where a term's inputs are missing on a sample that carries it."""
     for sample in samples:
         _check(sample, loss)
+    _check_payload(samples)
     pairs = [(sample.prompt_token_ids, sample.completion_token_ids) for sample in samples]
-    weights = {term.name: _concatenate_weights(samples, term.name) for term in loss.terms}
+    weights = {term.name: _per_token(samples, "term_weights", term.name) for term in loss.terms}
     selected = np.flatnonzero(np.any([values != 0 for values in weights.values()], axis=0))
     packed = pack_sequences(pairs, device=device)
     rows = torch.from_numpy(selected).to(device)
     packed = replace(packed, row_indices=packed.row_indices[rows], target_ids=packed.target_ids[rows])
     take = _Take(samples, selected, device)
-    needs = {term.support for term in loss.terms if term.needs_teacher}
+    lengths = [len(sample.completion_token_ids) for sample in samples]
+    given_top_k = "top_k" in loss.supports and not loss.ranks_in_chunk
     return packed, LossRows(
         token_ids=packed.target_ids,
         rollout_logprobs=take.floats([sample.rollout_logprobs for sample in samples]),
-        advantages=take.floats([np.full(len(sample.completion_token_ids), sample.advantage) for sample in samples]),
-        terms={name: _term_rows(values[selected], device) for name, values in weights.items()},
-        taught=_taught(samples, selected) if needs else None,
-        support_ids=take.optional("support_ids", torch.int64) if "top_k" in needs else None,
-        teacher_logprobs=take.optional("teacher_logprobs") if needs else None,
-        teacher_support_logprobs=take.optional("teacher_support_logprobs") if "top_k" in needs else None,
-        teacher_hidden=take.optional("teacher_hidden") if "full" in needs else None,
+        terms={term.name: _term_rows(term, samples, weights[term.name], selected, device) for term in loss.terms},
+        positions=np.concatenate([np.arange(length) for length in lengths])[selected],
+        sequences=np.repeat(np.arange(len(samples)), lengths)[selected],
+        taught=_taught(samples, selected) if loss.has_teacher else None,
+        old_logprobs=take.optional("old_logprobs", missing=np.nan),
+        reference_logprobs=take.optional("reference_logprobs") if any(term.needs_reference for term in loss.terms) else None,
+        support_ids=take.optional("support_ids", torch.int64) if given_top_k else None,
+        teacher_logprobs=take.optional("teacher_logprobs") if loss.has_teacher else None,
+        teacher_support_logprobs=take.optional("teacher_support_logprobs") if given_top_k else None,
+        teacher_hidden=take.optional("teacher_hidden") if loss.needs_full_teacher else None,
+        teacher_full_logprobs=take.optional("teacher_full_logprobs") if loss.needs_full_teacher else None,
     )
-
-
-NEEDED_FIELDS = {
-    "sampled": ("teacher_logprobs",),
-    "top_k": ("teacher_logprobs", "support_ids", "teacher_support_logprobs"),
-    "full": ("teacher_logprobs", "teacher_hidden"),
-}
-"""By support, what a sample that carries a teacher term must bring."""
 
 
 def _check(sample: TrainingSample, loss: StageLoss) -> None:
     for term in loss.terms:
-        if term.name in sample.term_weights and term.needs_teacher:
-            missing = [field for field in NEEDED_FIELDS[term.support] if getattr(sample, field) is None]
-            if missing:
-                raise ValueError(f"sample {sample.sample_id} carries term {term.name} ({term.support}) without {missing}")
+        if term.name not in sample.term_weights:
+            continue
+        missing = [name for name in _needed(term, loss) if not _has(sample, name)]
+        if term.kind == "policy_gradient" and term.name not in sample.term_advantages:
+            missing.append("term_advantages")
+        if missing:
+            raise ValueError(f"sample {sample.sample_id} carries term {term.name} ({term.support}) without {missing}")
+    if sample.support_ids is not None and "top_k" in loss.supports and not loss.ranks_in_chunk:
+        wanted, width = loss.top_k.k + int(loss.top_k.join_sampled), sample.support_ids.shape[1]
+        if width != wanted:
+            raise ValueError(f"sample {sample.sample_id}: support_ids has {width} columns, the stage's top-K support has {wanted}")
 
 
-def _concatenate_weights(samples: Sequence[TrainingSample], name: str) -> np.ndarray:
+def _check_payload(samples: Sequence[TrainingSample]) -> None:
+    payloads = {name for sample in samples for name in ("teacher_hidden", "teacher_full_logprobs") if getattr(sample, name) is not None}
+    if len(payloads) > 1:
+        raise ValueError(f"the samples of a micro-batch carry one payload of the whole teacher, got {sorted(payloads)}")
+
+
+def _needed(term: LossTerm, loss: StageLoss) -> tuple[str, ...]:
+    """Fields that a sample with this term must bring; a / means either."""
+    needed = ("reference_logprobs",) if term.needs_reference else ()
+    if not term.is_distilling:
+        return needed
+    if term.support == "sampled":
+        return (*needed, "teacher_logprobs")
+    if term.support == "top_k" and not loss.ranks_in_chunk:
+        return (*needed, "teacher_logprobs", "support_ids", "teacher_support_logprobs")
+    return (*needed, "teacher_logprobs", "teacher_hidden/teacher_full_logprobs")
+
+
+def _has(sample: TrainingSample, name: str) -> bool:
+    return any(getattr(sample, field) is not None for field in name.split("/"))
+
+
+def _per_token(samples: Sequence[TrainingSample], field: str, name: str) -> np.ndarray:
+    """float32 over all tokens of a per-term field; zeros where a sample does not have the term."""
     return np.concatenate(
         [
-            np.asarray(sample.term_weights[name], dtype=np.float32)
-            if name in sample.term_weights
+            np.asarray(getattr(sample, field)[name], dtype=np.float32)
+            if name in getattr(sample, field)
             else np.zeros(len(sample.completion_token_ids), dtype=np.float32)
             for sample in samples
         ]
     )
 
 
-def _term_rows(weights: np.ndarray, device) -> TermRows:
+def _term_rows(term: LossTerm, samples: Sequence[TrainingSample], weights: np.ndarray, selected: np.ndarray, device) -> TermRows:
+    weights = weights[selected]
     indices = np.flatnonzero(weights)
-    everywhere = len(indices) == len(weights)
+    advantages = _per_token(samples, "term_advantages", term.name)[selected] if term.kind == "policy_gradient" else None
+    if len(indices) < len(weights):
+        weights, advantages = weights[indices], None if advantages is None else advantages[indices]
+    else:
+        indices = None
     return TermRows(
-        weights=torch.from_numpy(weights if everywhere else weights[indices]).to(device), indices=None if everywhere else indices
+        weights=torch.from_numpy(weights).to(device),
+        indices=indices,
+        advantages=None if advantages is None else torch.from_numpy(advantages).to(device),
     )
 
 
@@ -131,14 +180,17 @@ class _Take:
     def floats(self, arrays: Sequence[np.ndarray], dtype: torch.dtype = torch.float32) -> Tensor:
         return torch.from_numpy(np.concatenate(arrays)[self._selected]).to(device=self._device, dtype=dtype)
 
-    def optional(self, field: str, dtype: torch.dtype = torch.float32) -> Tensor | None:
-        """None where no sample has the field; zeros for the samples that do not."""
+    def optional(self, field: str, dtype: torch.dtype = torch.float32, *, missing: float = 0.0) -> Tensor | None:
+        """None where no sample has the field; ``missing`` for the samples that do not."""
         arrays = [getattr(sample, field) for sample in self._samples]
         given = next((array for array in arrays if array is not None), None)
         if given is None:
             return None
         lengths = [len(sample.completion_token_ids) for sample in self._samples]
         return self.floats(
-            [np.zeros((length, *given.shape[1:]), given.dtype) if array is None else array for array, length in zip(arrays, lengths, strict=True)],
+            [
+                np.full((length, *given.shape[1:]), missing, given.dtype) if array is None else array
+                for array, length in zip(arrays, lengths, strict=True)
+            ],
             dtype,
         )
