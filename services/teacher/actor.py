@@ -11,7 +11,7 @@ import numpy as np
 
 from cluster.messages import TeacherRequest, TeacherScores
 from services.teacher.canary import Follow
-from services.teacher.scorer import Anchor, TeacherScorer
+from services.teacher.scorer import TeacherScorer
 
 
 class TeacherActor:
@@ -20,17 +20,26 @@ class TeacherActor:
     def __init__(self, options: dict[str, Any]):
         self._scorer = TeacherScorer(**options)
 
-    def begin_stage(self, teacher: Any, anchor: Anchor, snapshot: Path | None, update: int | None) -> Follow:
-        return self._scorer.begin_stage(teacher, anchor=anchor, snapshot=snapshot, update=update)
+    def begin_stage(self, teacher: Any, options: dict[str, Any]) -> Follow:
+        return self._scorer.begin_stage(teacher, **options)
 
-    def follow(self, update: int, snapshot: Path) -> Follow:
-        return self._scorer.follow(update, snapshot)
+    def follow(self, update: int, snapshot: Path, options: dict[str, Any]) -> Follow:
+        return self._scorer.follow(update, snapshot, **options)
 
-    def score(self, requests: Sequence[TeacherRequest], temperature: float, top_k: int, hidden: bool) -> list[TeacherScores]:
-        return self._scorer.score(requests, temperature=temperature, top_k=top_k, hidden=hidden)
+    def begin_reference(self, options: dict[str, Any]) -> Follow:
+        return self._scorer.begin_reference(**options)
+
+    def score(self, requests: Sequence[TeacherRequest], options: dict[str, Any]) -> list[TeacherScores]:
+        return self._scorer.score(requests, **options)
+
+    def reference_logprobs(self, requests: Sequence[TeacherRequest], options: dict[str, Any]) -> list[TeacherScores]:
+        return self._scorer.reference_logprobs(requests, **options)
 
     def head(self) -> np.ndarray:
         return self._scorer.head()
+
+    def full_payload(self, num_tokens: int) -> str:
+        return self._scorer.full_payload(num_tokens)
 
     def save(self, folder: Path) -> None:
         self._scorer.save(folder)

@@ -2,7 +2,8 @@
 
 The lead keeps a few hundred entries of the teacher in float64, applies the strategy's closed form to them from the
 published snapshots, and compares with what the teacher reports after every follow. It shares no arithmetic with
-``strategies.py``. Invariant: every publication is applied to the expectation exactly once.
+``strategies.py``. Invariant: every publication is applied to the expectation exactly once, and a set that must not move
+(an anchor, an external model) is expected exactly where it was.
 """
 
 from __future__ import annotations
@@ -32,7 +33,13 @@ class Follow:
     teacher_version: int
     """Number of the last update that was followed."""
     canary: dict[str, np.ndarray]
-    """float32 entries of a few tensors, by name; see ``canary_entries``."""
+    """float32 entries of a few tensors of every weight set, by ``<set>:<tensor>``; see ``canary_entries``."""
+    follows: int = 0
+    """Batches of the stage that were followed."""
+    before: int | None = None
+    """The update that the teacher was at when it was told to follow."""
+    masked_token_ids: frozenset[int] = frozenset()
+    """Ids that mean another token to an external teacher, or none: their weight in every teacher term must be 0."""
 
 
 def canary_names(names: list[str]) -> list[str]:
@@ -53,12 +60,45 @@ def canary_of(state: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
     return {name: canary_entries(state[name]) for name in canary_names(list(state))}
 
 
-POLICY_SHARE: dict[str, Callable[[Any], float]] = {
-    "frozen": lambda spec: 0.0,
-    "live": lambda spec: 1.0,
-    "ema": lambda spec: spec.update_rate,
+def canary_of_sets(sets: Mapping[str, Mapping[str, Tensor]]) -> dict[str, np.ndarray]:
+    """The same of several weight sets, by ``<set>:<tensor>``."""
+    return {f"{name}:{tensor}": entries for name, state in sets.items() for tensor, entries in canary_of(state).items()}
+
+
+def _average_share(spec: Any, follows: int, ends_batch: bool, new_update: bool) -> float:
+    moves = {"optimizer_step": new_update, "rollout_batch": ends_batch}
+    return spec.update_rate if moves[spec.every] else 0.0
+
+
+def _jump_share(spec: Any, follows: int, ends_batch: bool, new_update: bool) -> float:
+    return spec.gamma if ends_batch and follows and follows % spec.period == 0 else 0.0
+
+
+def _never(spec: Any, follows: int, ends_batch: bool, new_update: bool) -> float:
+    return 0.0
+
+
+OWN_SHARE: dict[str, Callable[[Any, int, bool, bool], float]] = {
+    "frozen": _never,
+    "live": _never,
+    "ema": _average_share,
+    "restart_and_freeze": _jump_share,
+    "trust_region": _never,
+    "external": _never,
+    "mix": _never,
+    "per_domain": _never,
 }
-"""By teacher kind: s in teacher <- (1 - s) teacher + s policy."""
+"""By teacher kind: s in own <- (1 - s) own + s policy, from (spec, follows of the stage with this one, ends_batch, new_update).
+The set ``policy`` is the policy always, external models never move."""
+
+AVERAGING = ("ema", "restart_and_freeze")
+"""Kinds that must see every publication."""
+
+
+def _teachers_of(spec: Any) -> dict[str, Any]:
+    """The single teachers of a spec, by the name of their own weight set."""
+    by_domain = getattr(spec, "teachers", None)
+    return {"own": spec} if by_domain is None else {f"own/{domain}": single for domain, single in by_domain.items()}
 
 
 class TeacherCanary:
@@ -72,6 +112,8 @@ class TeacherCanary:
         self._tolerance = tolerance
         self._spec: Any = None
         self._version: int | None = None
+        self._follows = 0
+        self._inside_batch = False
         self._expected: dict[str, np.ndarray] = {}
         self._rounding: dict[str, np.ndarray] = {}
         self.max_relative_error = 0.0
@@ -79,46 +121,60 @@ class TeacherCanary:
 
     def restart(self, spec: Any, follow: Follow) -> None:
         """Begin from what the teacher reports now."""
-        self._spec, self._version = spec, follow.teacher_version
+        self._spec, self._version, self._follows, self._inside_batch = spec, follow.teacher_version, follow.follows, False
         self._expected = {name: values.astype(np.float64) for name, values in follow.canary.items()}
         self._rounding = {name: np.zeros(values.shape) for name, values in follow.canary.items()}
-        self.max_relative_error = 0.0
 
-    def observe(self, follow: Follow, snapshot: Path, spec: Any = None) -> float:
-        """Apply the snapshot to the expectation and compare; returns the largest relative error.
+    def observe(self, follow: Follow, snapshot: Path, *, after: int | None = None, ends_batch: bool = True) -> float:
+        """Apply the publication that the teacher has followed, compare, return the largest relative error.
 
-        The same version again is compared and not applied again. Raises TeacherError: ``teacher_diverged`` where the
-        teacher's weights are not what its strategy gives, ``teacher_stale`` where it is at another version.
+        ``after`` and ``ends_batch`` are the ones that the teacher was told; where ``after`` is None, the update is expected that
+        the teacher says it came from. The same version again is compared and not applied again. Raises TeacherError: ``teacher_diverged`` where the teacher's weights are not what its strategy gives,
+        ``teacher_stale`` where it is at another version.
         """
-        spec = self._spec if spec is None else spec
-        if spec is None or self._version is None:
+        if self._spec is None or self._version is None:
             raise TeacherError("the canary was asked before it was started with the teacher's state", reason="teacher_stale")
-        self._advance(follow, snapshot, spec)
-        worst = max(self._error(name, values, follow.teacher_version) for name, values in follow.canary.items())
+        expected = follow.teacher_version - 1 if follow.before is None else follow.before
+        self._advance(follow, snapshot, expected if after is None else after, ends_batch)
+        worst = max((self._error(name, values, follow.teacher_version) for name, values in follow.canary.items()), default=0.0)
         self.max_relative_error = max(self.max_relative_error, worst)
         return worst
 
-    def _advance(self, follow: Follow, snapshot: Path, spec: Any) -> None:
-        if follow.teacher_version == self._version:
+    def _advance(self, follow: Follow, snapshot: Path, after: int, ends_batch: bool) -> None:
+        new_update = follow.teacher_version != self._version
+        if not new_update and not (self._inside_batch and ends_batch):
             return
-        share = POLICY_SHARE[spec.kind](spec)
-        skipped = follow.teacher_version != self._version + 1
-        if follow.teacher_version < self._version or (skipped and 0.0 < share < 1.0):
+        teachers = _teachers_of(self._spec)
+        averaging = any(single.kind in AVERAGING for single in teachers.values())
+        if follow.teacher_version < self._version or (averaging and new_update and after != self._version):
             raise TeacherError(
                 f"the teacher reports update {follow.teacher_version}, the canary has seen up to {self._version}", reason="teacher_stale"
             )
         if set(follow.canary) != set(self._expected):
             raise TeacherError("the teacher reports other tensors than it was started with", reason="teacher_diverged")
-        policy = read_snapshot(snapshot)
-        for name in self._expected:
-            self._apply(name, canary_entries(policy[name]).astype(np.float64), share)
-        self._version = follow.teacher_version
+        follows = self._follows + int(ends_batch)
+        if follow.follows != follows:
+            raise TeacherError(
+                f"the teacher reports {follow.follows} batches of the stage, the canary has seen {follows}", reason="teacher_diverged"
+            )
+        shares = {own: OWN_SHARE[single.kind](single, follows, ends_batch, new_update) for own, single in teachers.items()}
+        shares["policy"] = 1.0
+        self._apply_all(shares, snapshot)
+        self._version, self._follows, self._inside_batch = follow.teacher_version, follows, not ends_batch
+
+    def _apply_all(self, shares: Mapping[str, float], snapshot: Path) -> None:
+        """Every expectation moves by its set's share; sets that are not named stay."""
+        moving = [name for name in self._expected if shares.get(name.rpartition(":")[0], 0.0) != 0.0]
+        policy = read_snapshot(snapshot) if moving else {}
+        for name in moving:
+            of_set, _, tensor = name.rpartition(":")
+            self._apply(name, canary_entries(policy[tensor]).astype(np.float64), shares[of_set])
 
     def _apply(self, name: str, policy: np.ndarray, share: float) -> None:
         before = self._expected[name]
         after = before + share * (policy - before)
         magnitude = np.maximum(np.abs(before), np.abs(policy))
-        per_update = 0.0 if share in (0.0, 1.0) else FLOAT32_ROUNDING * min(1.0 + 6.0 * share, 4.0)
+        per_update = 0.0 if share == 1.0 else FLOAT32_ROUNDING * min(1.0 + 6.0 * share, 4.0)
         self._expected[name] = after
         self._rounding[name] = (1.0 - share) * self._rounding[name] + per_update * magnitude
 

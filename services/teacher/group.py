@@ -6,7 +6,7 @@ over handles keeps this interface. Invariant: all handles are at the same update
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,8 @@ from cluster.errors import HoldfastError, TeacherError
 from cluster.messages import TeacherRequest, TeacherScores
 from services.teacher.actor import TeacherActor
 from services.teacher.canary import Follow
-from services.teacher.scorer import Anchor
+from services.teacher.payload import Payload
+from services.teacher.stage_weights import Anchor
 
 START_DEADLINE_S = 240.0
 """Also of ``begin_stage``, which may be the first call and may read the base model."""
@@ -44,9 +45,19 @@ class TeacherGroup:
         placement_group: Any = None,
         first_bundle: int = 0,
         num_gpus: float = 0.0,
+        external_folders: Mapping[str, str] | None = None,
     ) -> TeacherGroup:
-        """Start the actors in bundles ``first_bundle`` and following; they load while the caller goes on."""
-        options = {"model_folder": model_folder, "device": device, "dtype": dtype, "threads": threads}
+        """Start the actors in bundles ``first_bundle`` and following; they load while the caller goes on.
+
+        ``external_folders`` says where other models lie, by ``external_key``.
+        """
+        options = {
+            "model_folder": model_folder,
+            "device": device,
+            "dtype": dtype,
+            "threads": threads,
+            "external_folders": dict(external_folders or {}),
+        }
         actor = ray.remote(TeacherActor)
         handles = []
         for index in range(num_teachers):
@@ -70,20 +81,43 @@ class TeacherGroup:
 
     def begin_stage(self, teacher: Any, *, anchor: Anchor, snapshot: Path | None = None, update: int | None = None) -> Follow:
         """See ``TeacherScorer.begin_stage``."""
-        return _agreed(self._all("begin_stage", teacher, anchor, snapshot, update, deadline_s=START_DEADLINE_S))
+        options = {"anchor": anchor, "snapshot": snapshot, "update": update}
+        return _agreed(self._all("begin_stage", teacher, options, deadline_s=START_DEADLINE_S))
 
-    def follow(self, update: int, snapshot: Path) -> Follow:
+    def follow(self, update: int, snapshot: Path, *, after: int | None = None, ends_batch: bool = True) -> Follow:
         """Every handle follows publication number ``update``; the same number again changes nothing."""
-        return _agreed(self._all("follow", update, snapshot, deadline_s=FOLLOW_DEADLINE_S))
+        options = {"after": after, "ends_batch": ends_batch}
+        return _agreed(self._all("follow", update, snapshot, options, deadline_s=FOLLOW_DEADLINE_S))
+
+    def begin_reference(self, *, anchor: Anchor, snapshot: Path | None = None, update: int | None = None) -> Follow:
+        """See ``TeacherScorer.begin_reference``."""
+        options = {"anchor": anchor, "snapshot": snapshot, "update": update}
+        return _agreed(self._all("begin_reference", options, deadline_s=START_DEADLINE_S))
 
     def score(
-        self, requests: Sequence[TeacherRequest], *, temperature: float, top_k: int = 0, hidden: bool = False
+        self,
+        requests: Sequence[TeacherRequest],
+        *,
+        temperature: float,
+        top_k: int = 0,
+        join_sampled: bool = False,
+        entropies: bool = False,
+        full: str = "none",
     ) -> list[TeacherScores]:
-        """Scores in the order of the requests; the work is dealt out by length."""
+        """Scores in the order of the requests; see ``TeacherScorer.score``."""
+        options = {"temperature": temperature, "top_k": top_k, "join_sampled": join_sampled, "entropies": entropies, "full": full}
+        return self._dealt("score", requests, options)
+
+    def reference_logprobs(self, requests: Sequence[TeacherRequest], *, temperature: float) -> list[TeacherScores]:
+        """See ``TeacherScorer.reference_logprobs``."""
+        return self._dealt("reference_logprobs", requests, {"temperature": temperature})
+
+    def _dealt(self, method: str, requests: Sequence[TeacherRequest], options: dict[str, Any]) -> list[TeacherScores]:
+        """Answers in the order of the requests; the work is dealt out by length."""
         by_length = sorted(range(len(requests)), key=lambda i: len(requests[i].prompt_token_ids) + len(requests[i].completion_token_ids))
         shares = [share for first in range(len(self.handles)) if (share := by_length[first :: len(self.handles)])]
         pending = [
-            handle.score.remote([requests[index] for index in share], temperature, top_k, hidden)
+            getattr(handle, method).remote([requests[index] for index in share], options)
             for handle, share in zip(self.handles, shares, strict=False)
         ]
         results: dict[int, TeacherScores] = {}
@@ -91,8 +125,12 @@ class TeacherGroup:
             results.update(zip(share, scores, strict=True))
         return [results[index] for index in range(len(requests))]
 
+    def full_payload(self, num_tokens: int) -> Payload:
+        """How the whole distribution of ``num_tokens`` tokens travels: the cheaper exact way."""
+        return _collect([self.handles[0].full_payload.remote(num_tokens)], FILE_DEADLINE_S)[0]
+
     def head(self) -> np.ndarray:
-        """float32 [V, H] of the teacher's output matrix."""
+        """float32 [V, H']: the teacher's output matrix; of a mixed teacher both side by side, with their exponents."""
         return _collect([self.handles[0].head.remote()], FILE_DEADLINE_S)[0]
 
     def save(self, folder: Path) -> None:
@@ -125,7 +163,8 @@ def _agreed(follows: list[Follow]) -> Follow:
     first = follows[0]
     for other in follows[1:]:
         same = other.canary.keys() == first.canary.keys() and all(np.array_equal(other.canary[n], first.canary[n]) for n in first.canary)
-        if other.teacher_version != first.teacher_version or not same:
+        counts = (other.teacher_version, other.follows, other.masked_token_ids) == (first.teacher_version, first.follows, first.masked_token_ids)
+        if not counts or not same:
             raise TeacherError(
                 f"two teachers of one group are at updates {first.teacher_version} and {other.teacher_version} with "
                 f"{'the same' if same else 'different'} weights",

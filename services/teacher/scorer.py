@@ -1,44 +1,40 @@
-"""The teacher: float32 weights that follow the policy by a strategy, and the scores that they give.
+"""The teacher of a process: weights that follow the policy by a strategy, the reference beside it, and their scores.
 
-Plain PyTorch, no Ray. Legend: T completion tokens, K support size, V vocabulary, H hidden size. Invariant: the weights are
-a function of the anchor, the strategy and the published snapshots, each applied exactly once, in order; every score says
-which update they had and which token ids were scored.
+Plain PyTorch, no Ray. Legend: T completion tokens, K support size, V vocabulary, H' width of the hidden states (of a mixed
+teacher the sum of its parts'). Invariant: the weights are a function of the anchor, the strategy and the published
+snapshots, each applied exactly once, in order; every score says which update they had and which token ids were scored.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from cluster.errors import TeacherError, WeightTransferError
-from cluster.messages import TeacherRequest, TeacherScores, token_digest
-from cluster.transfer.snapshot import read_snapshot
-from services.teacher.canary import Follow, canary_of
-from services.teacher.strategies import STRATEGIES, State
-from services.weights.checkpoints import CheckpointError
-from trainer import state_files
-from trainer.modeling.packed import pack_sequences
-from trainer.modeling.policy_model import PolicyModel
-from trainer.modeling.scoring import RowScores, score_rows
+from cluster.messages import TeacherRequest, TeacherScores
+from services.teacher.canary import Follow
+from services.teacher.mixture import Mixture
+from services.teacher.payload import Payload, cheaper_payload
+from services.teacher.reference import REFERENCE, Reference
+from services.teacher.rows import Asked
+from services.teacher.scoring import score_requests
+from services.teacher.stage_weights import Anchor, StageWeights
+from services.teacher.strategies import State
+from services.teacher.teacher_files import TeacherRecord, read_state, write_state
+from services.teacher.weights import PolicyWeights
 
-Anchor = Literal["keep", "resume", "policy", "base"]
-
-WEIGHTS_FILE = "teacher.safetensors"
-RECORD_FILE = "teacher.json"
-STATE_FORMAT = 1
-TIED_HEAD = "lm_head.weight"
 BATCH_TOKENS = {"cpu": 8192, "cuda": 65536}
 """Tokens of one forward pass, prompts included; a longer sequence goes alone."""
 
 
 class TeacherScorer:
-    """One process's teacher. ``dtype`` is that of the forward pass; the weights that follow are float32 always."""
+    """``dtype`` is that of the forward pass; the weights that follow are float32 always.
+
+    ``external_folders`` says where other models lie, by ``external_key`` (or by the path of an initial blend).
+    """
 
     def __init__(
         self,
@@ -48,28 +44,32 @@ class TeacherScorer:
         dtype: str = "float32",
         threads: int | None = None,
         batch_tokens: int | None = None,
+        external_folders: Mapping[str, str] | None = None,
     ):
         if threads is not None:
             torch.set_num_threads(threads)
-        self._folder = Path(model_folder)
         self._device = torch.device(device)
         self._batch_tokens = batch_tokens or BATCH_TOKENS[self._device.type]
-        self._model = PolicyModel.load(self._folder, dtype=getattr(torch, dtype)).to(self._device).requires_grad_(False)
-        self._parameters = {name: parameter.data for name, parameter in self._model.model.named_parameters()}
-        self._state: State = self._float32_state()
-        self._spec: Any = None
-        self._anchored = False
-        self.teacher_version = 0
+        self._policy = PolicyWeights(Path(model_folder), device=self._device, dtype=getattr(torch, dtype))
+        self._stage = StageWeights(self._policy, external_folders or {})
+        self._reference = Reference(self._policy)
+
+    @property
+    def teacher_version(self) -> int:
         """Number of the last update that was followed; counts the policy's optimizer steps over all stages."""
+        return self._stage.version
 
-    def _float32_state(self) -> State:
-        """The tensors that follow: the model's own where it is float32, a copy of the base model's otherwise."""
-        if all(parameter.dtype == torch.float32 for parameter in self._parameters.values()):
-            return self._parameters
-        return {name: tensor.to(self._device) for name, tensor in self._base_weights().items()}
+    @property
+    def set_names(self) -> tuple[str, ...]:
+        """The weight sets that are held."""
+        return (*self._stage.sets, *((REFERENCE,) if self._reference.held else ()))
 
-    def _base_weights(self) -> State:
-        return {name: parameter.detach() for name, parameter in PolicyModel.load(self._folder).model.named_parameters()}
+    def weights(self, name: str = "own") -> State:
+        """The tensors of a held set, ``own``, ``own/<domain>``, ``policy``, ``external/<key>`` or ``reference``, themselves."""
+        state = self._reference.kept_state() if name == REFERENCE else self._stage.sets[name].state
+        if state is None:
+            raise KeyError(name)
+        return state
 
     # -- weights -----------------------------------------------------------------------------------------------------
 
@@ -79,202 +79,143 @@ class TeacherScorer:
         ``policy``: at ``snapshot``; ``base``: at the model folder; ``keep``: as they are (the base model's before the first
         anchoring); ``resume``: as they are, and they must be at ``update`` already, or it is ``teacher_stale``. ``update``
         is the policy's update count now. Updates made while no stage had a teacher are not followed: a kept teacher stays.
+        An initial blend applies where a teacher is anchored, not where it is kept. ``snapshot`` is also where a teacher that
+        scores with the current policy finds it.
         """
-        if teacher.kind not in STRATEGIES:
-            raise ValueError(f"teacher kind {teacher.kind!r} is unknown; allowed are {sorted(STRATEGIES)}")
-        update = self.teacher_version if update is None else update
-        if anchor == "policy":
-            if snapshot is None:
-                raise ValueError("anchor 'policy' needs the snapshot to anchor at")
-            self._adopt(STRATEGIES[teacher.kind].initial(self._read(snapshot)))
-        elif anchor == "base":
-            self._adopt(STRATEGIES[teacher.kind].initial(self._base_weights()))
-        else:
-            self._keep(anchor, update)
-        self._spec, self._anchored, self.teacher_version = teacher, True, update
-        return self._report()
+        return self._stage.begin(teacher, anchor=anchor, snapshot=snapshot, update=update)
 
-    def _keep(self, anchor: Anchor, update: int) -> None:
-        if anchor == "resume" and not (self._anchored and self.teacher_version == update):
-            found = f"at update {self.teacher_version}" if self._anchored else "not restored"
-            raise TeacherError(f"the stage resumes at update {update}, but the teacher is {found}", reason="teacher_stale")
-        if self._anchored and self.teacher_version > update:
-            if update > 0:
-                raise TeacherError(
-                    f"the teacher has followed update {self.teacher_version}, the policy is at {update}: restore the teacher "
-                    "from the policy's checkpoint first",
-                    reason="teacher_stale",
-                )
-            self._adopt(self._base_weights())  # the policy began again from the base model, and so does its teacher
-
-    def follow(self, update: int, snapshot: Path) -> Follow:
+    def follow(self, update: int, snapshot: Path, *, after: int | None = None, ends_batch: bool = True) -> Follow:
         """Follow publication number ``update``; the last number again changes nothing.
 
-        Raises TeacherError ``teacher_stale`` for an older number, and for a skipped one where the strategy must see each.
+        ``after`` is the update that the teacher must be at, ``update - 1`` where None. ``ends_batch`` is False for the
+        optimizer steps of a batch before its last: only what moves with every optimizer step, and the policy's copy, move
+        then. Raises TeacherError ``teacher_stale`` for an older number, and for a skipped one where the strategy must see
+        each.
         """
-        if self._spec is None:
-            raise TeacherError("the teacher was told to follow before a stage began", reason="teacher_stale")
-        if update == self.teacher_version:
-            return self._report()
-        strategy = STRATEGIES[self._spec.kind]
-        if update < self.teacher_version or (strategy.sees_every_update and update != self.teacher_version + 1):
-            raise TeacherError(
-                f"the {self._spec.kind} teacher is at update {self.teacher_version} and cannot follow update {update}",
-                reason="teacher_stale",
-                details={"teacher_version": self.teacher_version, "update": update},
-            )
-        self._adopt(strategy.update(self._state, self._read(snapshot), self._spec))
-        self.teacher_version = update
-        return self._report()
+        return self._stage.follow(update, snapshot, after=after, ends_batch=ends_batch)
 
-    def _read(self, snapshot: Path) -> State:
-        """The policy's float32 masters. Raises WeightTransferError unless every tensor is there as it must be."""
-        policy = read_snapshot(Path(snapshot))
-        extra = set(policy) - set(self._state) - {TIED_HEAD}
-        wrong = [
-            name
-            for name, tensor in self._state.items()
-            if name not in policy or policy[name].shape != tensor.shape or policy[name].dtype != torch.float32
-        ]
-        if extra or wrong:
-            raise WeightTransferError(
-                f"snapshot {Path(snapshot).name} is not the policy's float32 masters: missing or of another shape or dtype "
-                f"{sorted(wrong)[:3]}, unknown {sorted(extra)[:3]}",
-                reason="publication_incomplete",
-            )
-        return {name: policy[name] for name in self._state}
-
-    def _adopt(self, state: State) -> None:
-        """Make ``state`` the teacher's and let the model score with it."""
-        for name, tensor in self._state.items():
-            if state[name] is not tensor:
-                tensor.copy_(state[name])
-            if self._parameters[name] is not tensor:
-                self._parameters[name].copy_(tensor)
-
-    def _report(self) -> Follow:
-        return Follow(teacher_version=self.teacher_version, canary=canary_of(self._state))
+    def begin_reference(self, *, anchor: Anchor, snapshot: Path | None = None, update: int | None = None) -> Follow:
+        """Anchor the reference: ``policy`` at ``snapshot``, which is of ``update``; ``base`` at the model folder; ``keep`` as it is
+        (the base model's where there was none); ``resume`` as it is, and it must have been restored, or it is ``teacher_stale``.
+        """
+        spare = None if self._reference.held else self._stage.release_unanchored()
+        return self._reference.begin(anchor=anchor, snapshot=snapshot, update=update, spare=spare)
 
     # -- scores ------------------------------------------------------------------------------------------------------
 
-    def head(self) -> np.ndarray:
-        """float32 [V, H]: hidden states times its transpose are the teacher's logits."""
-        return self._model.head_weight.detach().float().cpu().numpy().copy()
-
     def score(
-        self, requests: Sequence[TeacherRequest], *, temperature: float, top_k: int = 0, hidden: bool = False
+        self,
+        requests: Sequence[TeacherRequest],
+        *,
+        temperature: float,
+        top_k: int = 0,
+        join_sampled: bool = False,
+        entropies: bool = False,
+        full: str = "none",
     ) -> list[TeacherScores]:
         """Teacher-forced scores in the order of the requests, at ``temperature``, over the full vocabulary.
 
-        The support is each request's own ``support_ids`` where it has some, or the teacher's ``top_k`` most likely ids.
-        ``hidden`` adds the final hidden states [T, H]. Raises TeacherError ``teacher_diverged`` for scores that are not
-        finite.
+        The support is each request's own ``support_ids`` where it has some, or the teacher's ``top_k`` most likely ids, with
+        ``join_sampled`` [T, K + 1], the sampled token behind them. ``full`` adds hidden states [T, H'] or log-probabilities
+        [T, V]. With teachers by domain, a request goes to that of its problem's. Raises TeacherError ``teacher_diverged`` for
+        scores that are not finite.
         """
-        self._check(requests, temperature, top_k)
+        asked = Asked(temperature=temperature, top_k=top_k, join_sampled=join_sampled, entropies=entropies, full=full)
         results: dict[int, TeacherScores] = {}
-        for batch in self._batches(requests):
-            results.update(zip(batch, self._score_batch([requests[index] for index in batch], temperature, top_k, hidden), strict=True))
+        for name, indices in self._routes(requests).items():
+            teacher, part = self._stage.teachers[name], [requests[index] for index in indices]
+            _check(asked, part, teacher)
+            if full == "hidden" and len(self._stage.teachers) > 1:
+                raise ValueError("full is 'hidden', but the teachers of a stage's domains have no output matrix in common; use 'logprobs'")
+            results.update(zip(indices, self._scores(teacher, part, asked, self.teacher_version), strict=True))
         return [results[index] for index in range(len(requests))]
 
-    def _check(self, requests: Sequence[TeacherRequest], temperature: float, top_k: int) -> None:
-        vocabulary = self._model.head_weight.shape[0]
-        if not temperature > 0.0:
-            raise ValueError(f"temperature is {temperature}; it must be above 0")
-        if not 0 <= top_k <= vocabulary:
-            raise ValueError(f"top_k is {top_k}; allowed is 0 to the vocabulary's {vocabulary}")
-        if top_k and any(request.support_ids is not None for request in requests):
-            raise ValueError("top_k asks for the teacher's own support, but requests bring theirs")
-        for request in requests:
-            if request.support_ids is not None and len(request.support_ids) != len(request.completion_token_ids):
-                raise ValueError(f"rollout {request.rollout_id}: support_ids has not one row per completion token")
+    def _scores(self, teacher: Mixture, requests: Sequence[TeacherRequest], asked: Asked, version: int) -> list[TeacherScores]:
+        return score_requests(teacher, requests, asked, version=version, batch_tokens=self._batch_tokens, device=self._device)
 
-    def _batches(self, requests: Sequence[TeacherRequest]) -> Iterator[list[int]]:
-        """Indices of requests, longest first, in runs of one support size and at most ``batch_tokens`` tokens."""
+    def _routes(self, requests: Sequence[TeacherRequest]) -> dict[str, list[int]]:
+        """Indices of requests by teacher."""
+        routes: dict[str, list[int]] = {}
+        for index, request in enumerate(requests):
+            domain = "" if "" in self._stage.teachers else request.problem_id.split("/", 1)[0]
+            if domain not in self._stage.teachers:
+                raise ValueError(f"problem {request.problem_id!r} is of no domain that has a teacher; those have: {sorted(self._stage.teachers)}")
+            routes.setdefault(domain, []).append(index)
+        return routes
 
-        def shape(index: int) -> tuple[int, int]:
-            request = requests[index]
-            width = 0 if request.support_ids is None else request.support_ids.shape[1]
-            return width, len(request.prompt_token_ids) + len(request.completion_token_ids)
+    def reference_logprobs(self, requests: Sequence[TeacherRequest], *, temperature: float) -> list[TeacherScores]:
+        """Log-probabilities of the completions under the reference, and nothing else; ``teacher_version`` is the reference's."""
+        asked, reference = Asked(temperature=temperature), self._reference.scoring()
+        _check(asked, requests, reference)
+        return self._scores(reference, requests, asked, self._reference.version)
 
-        batch: list[int] = []
-        tokens = 0
-        for index in sorted(range(len(requests)), key=shape, reverse=True):
-            width, length = shape(index)
-            if batch and (tokens + length > self._batch_tokens or width != shape(batch[0])[0]):
-                yield batch
-                batch, tokens = [], 0
-            batch.append(index)
-            tokens += length
-        if batch:
-            yield batch
+    def head(self) -> np.ndarray:
+        """float32 [V, H']: hidden states times its transpose are the teacher's logits."""
+        if len(self._stage.teachers) != 1:
+            raise ValueError(f"one output matrix was asked for, but there are teachers for {sorted(self._stage.teachers)}")
+        (teacher,) = self._stage.teachers.values()
+        return teacher.head().detach().float().cpu().numpy().copy()
 
-    @torch.no_grad()
-    def _score_batch(
-        self, requests: list[TeacherRequest], temperature: float, top_k: int, hidden: bool
-    ) -> Iterator[TeacherScores]:
-        packed = pack_sequences([(r.prompt_token_ids, r.completion_token_ids) for r in requests], device=self._device)
-        given = None
-        if requests[0].support_ids is not None:
-            given = torch.from_numpy(np.concatenate([r.support_ids for r in requests]).astype(np.int64)).to(self._device)
-        states = self._model.hidden_states(packed)
-        rows = score_rows(states, self._model.head_weight, packed.target_ids, temperature=temperature, support_ids=given, top_k=top_k)
-        if not torch.isfinite(rows.logprobs).all():
-            raise TeacherError(f"the teacher at update {self.teacher_version} gives log-probabilities that are not finite", reason="teacher_diverged")
-        return self._answers(requests, packed, rows, states if hidden else None, own_support=top_k > 0)
-
-    def _answers(self, requests, packed, rows: RowScores, states: Tensor | None, *, own_support: bool) -> Iterator[TeacherScores]:
-        """One answer per sequence, as arrays of its own; ids that the caller gave are not sent back."""
-        split = packed.split_rows
-        nothing: list[None] = [None] * len(requests)
-        columns = zip(
-            requests,
-            split(packed.target_ids),
-            split(rows.logprobs),
-            split(rows.support_ids) if own_support else nothing,
-            split(rows.support_logprobs) if rows.support_logprobs is not None else nothing,
-            split(states) if states is not None else nothing,
-            strict=True,
+    def full_payload(self, num_tokens: int) -> Payload:
+        """How the whole distribution of ``num_tokens`` tokens travels; see ``services/teacher/payload.py``."""
+        teachers = list(self._stage.teachers.values())
+        return cheaper_payload(
+            num_tokens, vocabulary=teachers[0].head().shape[0], width=teachers[0].width, one_head=len(teachers) == 1
         )
-        for request, scored, logprobs, support_ids, support_logprobs, hidden in columns:
-            yield TeacherScores(
-                rollout_id=request.rollout_id,
-                problem_id=request.problem_id,
-                teacher_version=self.teacher_version,
-                completion_digest=token_digest(_array(scored, np.int32)),
-                logprobs=_array(logprobs, np.float32),
-                support_ids=_array(support_ids, np.int32),
-                support_logprobs=_array(support_logprobs, np.float32),
-                hidden=_array(hidden, np.float32),
-            )
 
     # -- checkpoint --------------------------------------------------------------------------------------------------
 
     def save(self, folder: Path) -> None:
-        """Write exact float32 weights and the update count. Before the first anchoring only the JSON is written."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        if self._anchored:
-            tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self._state.items()}
-            state_files.write_tensors(folder / WEIGHTS_FILE, tensors)
-        record = {"format": STATE_FORMAT, "anchored": self._anchored, "teacher_version": self.teacher_version}
-        state_files.write_json(folder / RECORD_FILE, record)
+        """Write exact float32 weights and the counts. Before the first anchoring only the JSON is written."""
+        states, reference = self._stage.kept_states(), self._reference.kept_state()
+        record = TeacherRecord(
+            anchored=self._stage.anchored,
+            teacher_version=self.teacher_version,
+            follows=self._stage.follows,
+            sets=tuple(states),
+            reference_version=None if reference is None else self._reference.version,
+        )
+        write_state(Path(folder), record, states if reference is None else {**states, REFERENCE: reference})
 
     def load(self, folder: Path) -> Follow:
-        """Undo ``save``; the stage begins again with ``begin_stage``. Raises CheckpointError for a folder that does not fit."""
-        folder = Path(folder)
-        try:
-            record = json.loads((folder / RECORD_FILE).read_text())
-            weights = dict(state_files.read_tensors(folder / WEIGHTS_FILE)) if record["anchored"] else self._base_weights()
-        except (OSError, ValueError, KeyError) as error:
-            raise CheckpointError(f"the teacher's state in {folder} cannot be read: {error}") from error
-        shapes = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in weights.items()}
-        if record["format"] != STATE_FORMAT or shapes != {name: (tuple(t.shape), torch.float32) for name, t in self._state.items()}:
-            raise CheckpointError(f"the teacher's state in {folder} is of another model or format")
-        self._adopt(weights)
-        self._spec, self._anchored, self.teacher_version = None, record["anchored"], record["teacher_version"]
-        return self._report()
+        """Undo ``save``; the stage begins again with ``begin_stage`` and ``begin_reference``, anchor ``resume``. Raises
+        CheckpointError for a folder that does not fit."""
+        record, states = read_state(Path(folder), _set_names, self._policy)
+        reference = states.pop(REFERENCE, None)
+        follow = self._stage.restore(states, anchored=record.anchored, version=record.teacher_version, follows=record.follows)
+        spare = self._stage.release_unanchored() if reference is not None else None
+        self._reference.restore(reference, record.reference_version or 0, spare)
+        return follow
 
 
-def _array(values: Tensor | None, dtype: type) -> np.ndarray | None:
-    """An array of its own: a view would carry the whole batch to the receiver."""
-    return None if values is None else values.cpu().numpy().astype(dtype, copy=True)
+def _set_names(record: TeacherRecord) -> tuple[str, ...]:
+    return record.sets if record.reference_version is None else (*record.sets, REFERENCE)
+
+
+def _check(asked: Asked, requests: Sequence[TeacherRequest], teacher: Mixture) -> None:
+    vocabulary, masked = teacher.head().shape[0], teacher.masked_token_ids
+    if not asked.temperature > 0.0:
+        raise ValueError(f"temperature is {asked.temperature}; it must be above 0")
+    if not 0 <= asked.top_k <= vocabulary - len(masked):
+        raise ValueError(f"top_k is {asked.top_k}; allowed is 0 to the {vocabulary - len(masked)} ids that policy and teacher share")
+    if asked.full not in ("none", "hidden", "logprobs"):
+        raise ValueError(f"full is {asked.full!r}; allowed are 'none', 'hidden' and 'logprobs'")
+    if asked.full != "none" and masked:
+        raise ValueError(
+            f"full is {asked.full!r}, but {len(masked)} special ids mean another token to the external teacher, so its distribution over "
+            "the policy's whole vocabulary is not known; use a top_k support from the teacher"
+        )
+    if asked.top_k and any(request.support_ids is not None for request in requests):
+        raise ValueError("top_k asks for the teacher's own support, but requests bring theirs")
+    foreign = np.fromiter(masked, dtype=np.int64)
+    for request in requests:
+        if request.support_ids is None:
+            continue
+        if len(request.support_ids) != len(request.completion_token_ids):
+            raise ValueError(f"rollout {request.rollout_id}: support_ids has not one row per completion token")
+        counted = ~np.isin(request.completion_token_ids, foreign)  # the other positions have weight 0
+        if masked and np.isin(request.support_ids[counted], foreign).any():
+            raise ValueError(
+                f"rollout {request.rollout_id}: support_ids holds special ids that mean another token to the external teacher; "
+                "use a top_k support from the teacher"
+            )

@@ -12,8 +12,9 @@ from transformers import AutoModelForCausalLM
 
 from cluster.errors import TeacherError
 from cluster.messages import TeacherRequest, token_digest
-from cluster.spec.composition import LiveTeacher
+from cluster.spec.teachers import LiveTeacher
 from services.teacher.scorer import TeacherScorer
+from services.teacher.scoring import batches
 
 TOLERANCE = 2e-5
 
@@ -71,7 +72,7 @@ def test_hidden_times_head_gives_the_full_distribution(model_folder, scorer):
     asked = requests(6)
     head = scorer.head()
     assert head.shape == (VOCABULARY, 32) and head.dtype == np.float32
-    for request, scores in zip(asked, scorer.score(asked, temperature=0.7, hidden=True), strict=True):
+    for request, scores in zip(asked, scorer.score(asked, temperature=0.7, full="hidden"), strict=True):
         expected, hidden = _plain(model_folder, request, 0.7)
         np.testing.assert_allclose(scores.hidden, hidden, atol=TOLERANCE)
         logits = torch.from_numpy(scores.hidden @ head.T / 0.7)
@@ -92,13 +93,12 @@ def test_batch_composition_does_not_matter(model_folder, scorer):
             np.testing.assert_allclose(other.support_logprobs, together[index].support_logprobs, atol=TOLERANCE)
 
 
-def test_every_batch_keeps_to_the_token_budget(model_folder):
-    small = TeacherScorer(model_folder, batch_tokens=40)
+def test_every_batch_keeps_to_the_token_budget():
     asked = requests(20)
-    batches = list(small._batches(asked))
-    sizes = [sum(len(asked[i].prompt_token_ids) + len(asked[i].completion_token_ids) for i in batch) for batch in batches]
-    assert sorted(i for batch in batches for i in batch) == list(range(20))
-    assert max(sizes) <= 40 and len(batches) > 5
+    found = list(batches(asked, 40))
+    sizes = [sum(len(asked[i].prompt_token_ids) + len(asked[i].completion_token_ids) for i in batch) for batch in found]
+    assert sorted(i for batch in found for i in batch) == list(range(20))
+    assert max(sizes) <= 40 and len(found) > 5
 
 
 def test_swapped_contexts_and_retokenised_completions_are_visible(scorer):
@@ -133,7 +133,7 @@ def test_impossible_requests_are_refused(scorer):
 
 
 def test_weights_that_are_not_finite_never_reach_the_learner(scorer):
-    scorer._state["model.norm.weight"].fill_(float("nan"))
+    scorer.weights()["model.norm.weight"].fill_(float("nan"))
     with pytest.raises(TeacherError) as caught:
         scorer.score(requests(1), temperature=1.0)
     assert caught.value.reason == "teacher_diverged"

@@ -14,11 +14,11 @@ from cluster.transfer.snapshot import read_snapshot, write_snapshot
 VOCABULARY = 60
 
 
-def build_model(folder: Path, *, tied: bool, seed: int = 0) -> Path:
-    """Hidden 32, 2 layers, weights large enough that logits differ."""
+def build_model(folder: Path, *, tied: bool, seed: int = 0, hidden: int = 32, vocabulary: int = VOCABULARY) -> Path:
+    """2 layers, weights large enough that logits differ."""
     config = Qwen3Config(
-        vocab_size=VOCABULARY,
-        hidden_size=32,
+        vocab_size=vocabulary,
+        hidden_size=hidden,
         intermediate_size=64,
         num_hidden_layers=2,
         num_attention_heads=4,
@@ -30,6 +30,18 @@ def build_model(folder: Path, *, tied: bool, seed: int = 0) -> Path:
     )
     torch.manual_seed(seed)
     AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(folder)
+    return folder
+
+
+def save_tokenizer(folder: Path, *, specials: tuple[str, ...] = ("<end>", "<user>"), words: int = VOCABULARY - 4, first: str = "w") -> Path:
+    """One word per id, then special ids; two head rows stay unused, as in a padded vocabulary."""
+    from tokenizers import AddedToken, Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+
+    entries = {f"{first if index == 0 else 'w'}{index}": index for index in range(words)}
+    tokenizer = Tokenizer(models.WordLevel(entries, unk_token=f"{first}0"))
+    tokenizer.add_special_tokens([AddedToken(text, special=True) for text in specials])
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=specials[0]).save_pretrained(folder)
     return folder
 
 
