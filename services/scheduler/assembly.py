@@ -65,4 +65,12 @@ def build_lead(run: JobRun) -> Lead:
     )
     known = (config["resolved"].get("datasets") or {}).values()
     hashes = {item["path"]: item["sha256"] for item in known if item.get("path") and item.get("sha256")}
-    return Lead(job, parts, run.progress, num_ranks=run.ranks.world_size, data_files=hashes)
+    return Lead(
+        job,
+        parts,
+        run.progress,
+        num_ranks=run.ranks.world_size,
+        data_files=hashes,
+        run_dir=Path(config["run_dir"]),
+        recorded=config["resolved"].get("replayed"),
+    )

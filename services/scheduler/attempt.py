@@ -71,7 +71,7 @@ class Attempt:
         self._check_nodes(sum(node["Alive"] for node in ray.nodes()))
         check_data_files(self.resolved)
         compute = self.job.compute
-        needs_teacher = any(stage.composition.teacher is not None for stage in self.job.resolved_stages())
+        needs_teacher = any(stage.composition.needs_scorer for stage in self.job.resolved_stages())
         layout = plan_layout(
             compute.device,
             rollout_workers=compute.rollout_workers,
@@ -108,7 +108,7 @@ class Attempt:
 
     def _start_actors(self, layout: Layout, group: Any, folder: Path) -> tuple[list, list]:
         from rollout.pool import RolloutPool
-        from services.scheduler.model_source import max_model_len
+        from services.scheduler.model_source import external_folders, max_model_len
         from services.teacher.group import TeacherGroup
 
         stages = self.job.resolved_stages()
@@ -133,6 +133,7 @@ class Attempt:
             teachers = TeacherGroup.create(
                 layout.teachers,
                 model_folder=str(folder),
+                external_folders=external_folders(stages, self.resolved),
                 device=layout.device,
                 threads=layout.threads,
                 dtype=self.dtype(layout),

@@ -8,25 +8,20 @@ from __future__ import annotations
 
 import hashlib
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from cluster.errors import StageError
-from cluster.messages import BatchShard, PrivilegedContext, RolloutGroup, StepReport, TeacherRequest, TeacherScores, Verdict
+from cluster.messages import BatchShard, StepReport
 from cluster.spec.domains import DomainSpec
 from cluster.spec.job import JobSpec, ResolvedStage
-from rollout.context import build_context
-from rollout.domains import build_domain
-from rollout.engines.base import EngineSampling
-from rollout.sources import build_source
+from services.scheduler.batches import Batch, Batches
 from services.scheduler.phases import Phases
 from services.scheduler.progress import Progress
-from trainer.packing import pack
 
-MAX_VERIFIER_FAILURE_SHARE = 0.2
 SAMPLES_EVERY_STEPS = 10
 SAMPLES_PER_TABLE = 4
 ANCHORS = {"keep": "keep", "re_anchor": "policy", "reset": "base"}
@@ -51,14 +46,26 @@ class LeadParts:
 class Lead:
     """The lead's side of every step; see ``stage_loop.StageLead``."""
 
-    def __init__(self, job: JobSpec, parts: LeadParts, progress: Progress, *, num_ranks: int, data_files: dict[str, str] | None = None):
+    def __init__(
+        self,
+        job: JobSpec,
+        parts: LeadParts,
+        progress: Progress,
+        *,
+        num_ranks: int,
+        data_files: dict[str, str] | None = None,
+        run_dir: Path | None = None,
+        recorded: Mapping[str, str] | None = None,
+    ):
         self._job = job
+        self._run_dir, self._recorded = run_dir, recorded
         self._data_files = data_files or {}
         self.parts = parts
         self._progress = progress
         self._num_ranks = num_ranks
         self._stage: ResolvedStage | None = None
-        self._teacher_head: tuple[int, np.ndarray] | None = None
+        self._batches: Batches | None = None
+        self._batch: Batch | None = None
         self._phases = Phases()
         self._pack_metrics: dict[str, float] = {}
         self._parity_nats = 0.0
@@ -67,30 +74,14 @@ class Lead:
 
     def begin_stage(self, stage: ResolvedStage, *, resumed: bool, snapshot: Path) -> None:
         """Build the stage's source and contexts and anchor its teacher at the published weights."""
-        self._stage = stage
-        self._domains = {part.name: build_domain(part.domain, name=part.name, seed=self._job.seed) for part in stage.domains}
-        self._sampling = EngineSampling(
-            temperature=stage.sampling.temperature,
-            top_p=stage.sampling.top_p,
-            max_tokens=stage.sampling.max_tokens,
-            support_k=stage.composition.rollout_support_k,
-        )
-        self._source = build_source(
-            stage.composition.experience,
-            domains=[(self._domains[part.name], part.weight) for part in stage.domains],
-            chat=self.parts.chat,
-            stage_index=stage.index,
-            job_seed=self._job.seed,
-            problems_per_step=stage.problems_per_step,
-            rollouts_per_problem=stage.rollouts_per_problem,
-            sampling=self._sampling,
-            max_prompt_tokens=stage.max_prompt_tokens,
-            generate=self.parts.pool.generate,
-        )
-        self._contexts = build_context(stage.composition.context, self.parts.chat)
-        self._teacher_head = None
+        self.close()
+        self._stage, self._batch = stage, None
+        self._batches = Batches(self._job, stage, self.parts, num_ranks=self._num_ranks, run_dir=self._run_dir, recorded=self._recorded)
         if stage.composition.teacher is not None:
             self._anchor_teacher(stage, resumed=resumed, snapshot=snapshot)
+        if stage.composition.needs_reference:
+            anchor = "resume" if resumed else ANCHORS[stage.boundary.reference]
+            self.parts.teacher.begin_reference(anchor=anchor, snapshot=snapshot, update=self._progress.cursor.updates)
         self.parts.log.stage_start(stage.name, stage.index, self._progress.cursor.global_step)
         self.parts.log.params(stage.name, _headline(stage), global_step=self._progress.cursor.global_step)
         for part in stage.domains:
@@ -112,7 +103,13 @@ class Lead:
         follow = self.parts.teacher.begin_stage(
             stage.composition.teacher, anchor=anchor, snapshot=snapshot, update=self._progress.cursor.updates
         )
+        self._batches.masked_token_ids = follow.masked_token_ids
         self.parts.canary.restart(stage.composition.teacher, follow)
+
+    def close(self) -> None:
+        """Let go of the processes that the last stage's contexts hold."""
+        if self._batches is not None:
+            self._batches.close()
 
     def record_bring_up(self) -> None:
         """The parity of the first publication of this incarnation, which belongs to no step."""
@@ -123,95 +120,32 @@ class Lead:
 
     # -- one step ----------------------------------------------------------------------------------------------------
 
-    def prepare(self, step: int, version: int) -> list[BatchShard]:
-        """Roll out, verify, build contexts, let the teacher score, pack. One shard per rank."""
-        stage, phases = self._stage, Phases()
-        with phases("rollout"):
-            groups = self._source.next_groups(step, version)
-        with phases("verify"):
-            verdicts = self._verify(groups)
-        contexts, scores = None, None
-        if stage.composition.teacher is not None:
-            with phases("context"):
-                contexts = [self._contexts.build(group, of_group) for group, of_group in zip(groups, verdicts, strict=True)]
-            with phases("teacher"):
-                scores = self._score(groups, contexts)
-        with phases("pack"):
-            packed = pack(
-                groups,
-                verdicts,
-                scores,
-                stage.composition,
-                num_ranks=self._num_ranks,
-                micro_batch_tokens=self._job.compute.micro_batch_tokens,
-                teacher_head=self._head() if stage.composition.needs_hidden else None,
-                expected_teacher_version=self._progress.cursor.updates if scores is not None else None,
-            )
-        self._phases = phases
-        self._remember(step, groups, verdicts, packed.metrics, contexts, version)
-        return list(packed.shards)
+    def sample(self, step: int, version: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        """Roll out and verify; (prompts, completions) for the learner to look at before ``prepare``."""
+        self._batch = self._batches.sample(step, version)
+        rollouts = self._batch.rollouts
+        return [rollout.prompt_token_ids for rollout in rollouts], [rollout.completion.token_ids for rollout in rollouts]
 
-    def _verify(self, groups: list[RolloutGroup]) -> list[list[Verdict]]:
-        tasks = [
-            (self._domains[group.problem.domain], group.problem, rollout.text) for group in groups for rollout in group.rollouts
-        ]
-        flat = iter(self.parts.verifiers.verify(tasks))
-        verdicts = [[next(flat) for _ in group.rollouts] for group in groups]
-        failed = [verdict.error for of_group in verdicts for verdict in of_group if verdict.error is not None]
-        if failed and len(failed) > MAX_VERIFIER_FAILURE_SHARE * len(tasks):
-            raise StageError(
-                f"stage {self._stage.name}: the verifier failed on {len(failed)} of {len(tasks)} completions, "
-                f"more than {MAX_VERIFIER_FAILURE_SHARE:.0%}; the first said: {failed[0]}",
-                reason="verifier_failures",
-            )
-        return verdicts
+    def prepare(self, step: int, version: int, looked: list | None = None) -> list[tuple[BatchShard, ...]]:
+        """Roll out unless ``sample`` did, then supervision and packing. Per rank its shard of every update."""
+        batch = self._batch if looked is not None else self._batches.sample(step, version)
+        policy_scores = None
+        if looked is not None:
+            policy_scores = {rollout.rollout_id: scores for rollout, scores in zip(batch.rollouts, looked, strict=True)}
+        self._batches.build(batch, updates=self._progress.cursor.updates, policy_scores=policy_scores)
+        self._batch, self._phases = None, batch.phases
+        self._remember(batch, version)
+        return batch.shards
 
-    def _score(
-        self, groups: list[RolloutGroup], contexts: list[list[PrivilegedContext | None]]
-    ) -> list[list[TeacherScores | None]]:
-        requests = []
-        for group, of_group in zip(groups, contexts, strict=True):
-            for rollout, context in zip(group.rollouts, of_group, strict=True):
-                if context is not None:
-                    requests.append(
-                        TeacherRequest(
-                            rollout_id=rollout.rollout_id,
-                            problem_id=context.problem_id,
-                            prompt_token_ids=context.teacher_prompt_token_ids,
-                            completion_token_ids=rollout.completion.token_ids,
-                            support_ids=rollout.completion.support_ids,
-                        )
-                    )
-        composition = self._stage.composition
-        support = composition.top_k
-        own_k = support.k if support is not None and support.support_from == "teacher" else 0
-        scores = self.parts.teacher.score(
-            requests, temperature=self._stage.sampling.temperature, top_k=own_k, hidden=composition.needs_hidden
-        )
-        by_rollout = {score.rollout_id: score for score in scores}
-        return [[by_rollout.get(rollout.rollout_id) for rollout in group.rollouts] for group in groups]
-
-    def _head(self) -> np.ndarray:
-        """The teacher's output matrix, fetched again only when the teacher has moved."""
-        version = self._progress.cursor.updates
-        if self._teacher_head is None or self._teacher_head[0] != version:
-            self._teacher_head = (version, self.parts.teacher.head())
-        return self._teacher_head[1]
-
-    def _remember(self, step, groups, verdicts, pack_metrics, contexts, version) -> None:
-        rollouts = [rollout for group in groups for rollout in group.rollouts]
+    def _remember(self, batch: Batch, version: int) -> None:
+        rollouts = batch.rollouts
         self._step_tokens = sum(len(rollout.completion.token_ids) for rollout in rollouts)
         staleness = [version - rollout.completion.policy_version for rollout in rollouts if rollout.completion.policy_version]
-        self._pack_metrics = {**pack_metrics, "rollout/staleness_versions_max": float(max(staleness, default=0))}
-        if contexts is not None:
-            flat = [context for of_group in contexts for context in of_group]
-            shown = [context for context in flat if context is not None]
-            self._pack_metrics["teacher/context_share"] = len(shown) / max(len(flat), 1)
-            self._pack_metrics["teacher/context_truncated_tokens"] = float(sum(context.truncated_tokens for context in shown))
-        if step % SAMPLES_EVERY_STEPS == 0:
+        self._pack_metrics = {**batch.metrics, "rollout/staleness_versions_max": float(max(staleness, default=0))}
+        if batch.step % SAMPLES_EVERY_STEPS == 0:
             self.parts.log.table(
                 "samples",
-                self._sample_rows(step, groups, verdicts),
+                self._sample_rows(batch.step, batch.groups, batch.verdicts),
                 stage=self._stage.name,
                 global_step=self._progress.cursor.global_step,
             )
@@ -231,12 +165,12 @@ class Lead:
 
     # -- after the update --------------------------------------------------------------------------------------------
 
-    def follow(self, updates: int, publication) -> None:
-        """Let the teacher follow the publication and prove that its weights are what its strategy gives."""
+    def follow(self, updates: int, snapshot: Path, *, after: int | None = None) -> None:
+        """Let the teacher, which is at update ``after``, follow and prove that its weights are what its strategy gives."""
         if self._stage is None or self._stage.composition.teacher is None:
             return
-        follow = self.parts.teacher.follow(updates, publication.snapshot)
-        self.parts.canary.observe(follow, publication.snapshot)
+        follow = self.parts.teacher.follow(updates, snapshot, after=after)
+        self.parts.canary.observe(follow, snapshot)
 
     def probe_sequences(self):
         return self.parts.probe.sample()
@@ -293,5 +227,6 @@ def _headline(stage: ResolvedStage) -> dict[str, str]:
         "completions_per_step": str(stage.problems_per_step * stage.rollouts_per_problem),
         "learning_rate": f"{stage.optimizer.lr:g}",
         "temperature": f"{stage.sampling.temperature:g}",
-        "boundary": f"teacher {stage.boundary.teacher}, optimizer {stage.boundary.optimizer}",
+        "boundary": f"teacher {stage.boundary.teacher}, reference {stage.boundary.reference}, optimizer {stage.boundary.optimizer}",
+        "updates_per_batch": str(stage.updates_per_batch),
     }

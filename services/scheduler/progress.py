@@ -24,7 +24,8 @@ class Cursor:
     """Optimizer steps applied over all stages; the teacher's version numbers count these."""
     non_finite_in_a_row: int = 0
 
-    def after_step(self, *, applied: bool, finite: bool) -> Cursor:
+    def after_step(self, *, applied: int, finite: bool) -> Cursor:
+        """``applied``: optimizer steps that were applied to the step's batch; usually one."""
         return replace(
             self,
             step=self.step + 1,
@@ -64,7 +65,7 @@ class Progress:
         while self.cursor.step < num_steps:
             yield self.cursor.step
 
-    def advance(self, *, applied: bool, finite: bool) -> None:
+    def advance(self, *, applied: int, finite: bool) -> None:
         self.cursor = self.cursor.after_step(applied=applied, finite=finite)
 
     def begin_next_stage(self) -> None:

@@ -15,6 +15,7 @@ from cluster.spec.job import ResolvedStage
 from services.scheduler.phases import Phases
 from services.scheduler.progress import Progress
 from services.scheduler.ranks import Ranks
+from services.scheduler.updates import run_updates
 
 MAX_NON_FINITE_IN_A_ROW = 3
 
@@ -30,10 +31,11 @@ class StopRequested(Exception):
 class StageLead(Protocol):
     """What the lead does for a stage; see ``services/scheduler/lead.py``."""
 
-    def prepare(self, step: int, version: int) -> list: ...
+    def sample(self, step: int, version: int) -> tuple[list, list]: ...
+    def prepare(self, step: int, version: int, looked: list | None) -> list: ...
     def probe_sequences(self): ...
     def check_parity(self, probed, logprobs: list) -> float: ...
-    def follow(self, updates: int, publication) -> None: ...
+    def follow(self, updates: int, snapshot, *, after: int | None = None) -> None: ...
     def record(self, report: StepReport, seconds: dict[str, float]) -> str: ...
     def evaluate_during(self) -> None: ...
 
@@ -56,12 +58,14 @@ def run_stage(world: World, stage: ResolvedStage) -> None:
     for step in progress.remaining(stage.steps):
         phases = Phases()
         with phases("experience"):
-            shard = ranks.scatter_from_lead(lambda step=step: world.lead.prepare(step, progress.version))
-        with phases("learner"):
-            report = world.learner.step(shard)
-        progress.advance(applied=report.applied, finite=report.finite)
+            looked = look_at(world, stage, step, phases) if stage.needs_policy_pass else None
+            shards = ranks.scatter_from_lead(lambda step=step, looked=looked: world.lead.prepare(step, progress.version, looked))
+        report, applied = run_updates(world, shards, phases, follow_each=stage.composition.follows_every_update)
+        before = progress.cursor.updates
+        progress.advance(applied=applied, finite=report.finite)
         if report.applied:
-            publish_and_follow(world, phases)
+            after = progress.cursor.updates - 1 if stage.composition.follows_every_update else before
+            publish_and_follow(world, phases, after=after)
         outcome = ranks.from_lead(lambda report=report, phases=phases: world.lead.record(report, phases.seconds))
         if progress.cursor.non_finite_in_a_row >= MAX_NON_FINITE_IN_A_ROW:
             raise StageError(
@@ -77,13 +81,20 @@ def run_stage(world: World, stage: ResolvedStage) -> None:
             world.commit("resume")
 
 
-def publish_and_follow(world: World, phases: Phases, *, follow: bool = True) -> None:
-    """Hand the learner's weights to the engines, let the teacher follow, prove that all three agree."""
+def look_at(world: World, stage: ResolvedStage, step: int, phases: Phases) -> list:
+    """The policy's own log-probabilities and entropies of a batch before it is packed; the same on every rank."""
+    prompts, completions = world.ranks.from_lead(lambda: world.lead.sample(step, world.progress.version))
+    with phases("policy_pass"):
+        return world.learner.sequence_scores(prompts, completions, temperature=stage.sampling.temperature, entropies=True)
+
+
+def publish_and_follow(world: World, phases: Phases, *, follow: bool = True, after: int | None = None) -> None:
+    """Hand the learner's weights to the engines, let the teacher follow from update ``after``, prove that all three agree."""
     with phases("publish"):
         publication = world.publisher.publish(world.progress.next_version())
     if follow:
         with phases("follow"):
-            world.ranks.from_lead(lambda: world.lead.follow(world.progress.cursor.updates, publication))
+            world.ranks.from_lead(lambda: world.lead.follow(world.progress.cursor.updates, publication.snapshot, after=after))
     with phases("parity"):
         probe_parity(world)
 

@@ -122,6 +122,13 @@ class JobRun:
 
     def run(self) -> None:
         """Bring up, then stage after stage."""
+        try:
+            self._run_stages()
+        finally:
+            if self.lead is not None:
+                self.lead.close()
+
+    def _run_stages(self) -> None:
         self._bring_up()
         while True:
             stage = self.stages[self.progress.cursor.stage_index]
@@ -177,6 +184,8 @@ class JobRun:
             stage.optimizer,
             temperature=stage.sampling.temperature,
             reset_optimizer=not resumed and stage.boundary.optimizer == "reset",
+            truncated_sampling=stage.sampling.is_truncated,
+            resumed=resumed,
         )
         self.ranks.from_lead(lambda: self.lead.begin_stage(stage, resumed=resumed, snapshot=self.publisher.last_snapshot))
 

@@ -82,6 +82,24 @@ class Publisher:
             seconds=time.perf_counter() - started,
         )
 
+    def snapshot(self, version: int) -> Path | None:
+        """Write the weights for a teacher alone, and return the file on rank 0; engines keep the last publication. Collective."""
+        from cluster.transfer.snapshot import prune, write_snapshot
+        from cluster.transfer.source import LearnerSource
+
+        tensors = [(name, tensor) for name, tensor in LearnerSource(self._learner) if self._rank == 0]
+        error: HoldfastError | None = None
+        if self._rank == 0:
+            try:
+                self.last_snapshot = write_snapshot(self._folder, version, tensors)
+                prune(self._folder, SNAPSHOTS_KEPT)
+            except OSError as raised:
+                error = WeightTransferError(f"snapshot {version} could not be written: {raised}")
+        error = self._from_lead(error)
+        if error is not None:
+            raise error
+        return self.last_snapshot if self._rank == 0 else None
+
     def drain(self) -> None:
         """On rank 0: close half-open updates on every engine, so that a full send may follow. Nothing elsewhere."""
         if self._rank == 0:

@@ -12,23 +12,44 @@ from services.scheduler.phases import Phases
 from services.scheduler.progress import Cursor, Progress
 from services.scheduler.ranks import Ranks
 from services.scheduler.stage_loop import StopRequested, World, publish_and_follow, run_stage
+from services.scheduler.updates import merged
 
-STAGE = SimpleNamespace(name="arithmetic", steps=5)
+
+def stage_of(steps: int, *, follow_each: bool = False, policy_pass: bool = False):
+    composition = SimpleNamespace(follows_every_update=follow_each)
+    sampling = SimpleNamespace(temperature=1.0)
+    return SimpleNamespace(name="s", steps=steps, composition=composition, needs_policy_pass=policy_pass, sampling=sampling)
+
+
+STAGE = stage_of(5)
 
 
 class Parts:
     """Learner, publisher and lead in one; ``calls`` is what happened."""
 
-    def __init__(self, *, reports=None, stop_after=None, parity=None):
+    def __init__(self, *, reports=None, stop_after=None, parity=None, updates=1):
         self.calls: list[str] = []
+        self._updates = updates
         self._reports = iter(reports or [])
         self._stop_after = stop_after
         self._parity = parity
         self.recorded = 0
 
-    def prepare(self, step, version):
-        self.calls.append(f"prepare {step} from publication {version & 0xFFFFF}")
-        return ["shard"]
+    def sample(self, step, version):
+        self.calls.append(f"sample {step}")
+        return ["prompt"], ["completion"]
+
+    def sequence_scores(self, prompts, completions, *, temperature, entropies):
+        assert (prompts, completions, entropies) == (["prompt"], ["completion"], True)
+        return ["scores"]
+
+    def prepare(self, step, version, looked):
+        self.calls.append(f"prepare {step} from publication {version & 0xFFFFF}" + (f" with {looked}" if looked else ""))
+        return [("shard",) * self._updates]
+
+    def snapshot(self, version):
+        self.calls.append(f"snapshot {version & 0xFFFFF}")
+        return "snapshot"
 
     def step(self, shard):
         self.calls.append("step")
@@ -36,10 +57,10 @@ class Parts:
 
     def publish(self, version):
         self.calls.append(f"publish {version & 0xFFFFF}")
-        return SimpleNamespace(version=version)
+        return SimpleNamespace(version=version, snapshot="publication")
 
-    def follow(self, updates, publication):
-        self.calls.append(f"follow {updates}")
+    def follow(self, updates, snapshot, *, after=None):
+        self.calls.append(f"follow {updates} after {after} from {snapshot}")
 
     def probe_sequences(self):
         return SimpleNamespace(prompts=[], completions=[], temperature=1.0)
@@ -76,13 +97,13 @@ def world_of(parts: Parts, cursor=None) -> World:
 
 def test_a_step_is_prepared_from_the_newest_publication_and_checked_after_the_next():
     parts = Parts()
-    run_stage(world_of(parts), SimpleNamespace(name="s", steps=1))
-    assert parts.calls == ["prepare 0 from publication 0", "step", "publish 1", "follow 1", "parity", "evaluate"]
+    run_stage(world_of(parts), stage_of(1))
+    assert parts.calls == ["prepare 0 from publication 0", "step", "publish 1", "follow 1 after 0 from publication", "parity", "evaluate"]
 
 
 def test_checkpoints_come_every_interval_and_the_stage_end_is_left_to_its_own_commit():
     parts = Parts()
-    run_stage(world_of(parts), SimpleNamespace(name="s", steps=4))
+    run_stage(world_of(parts), stage_of(4))
     assert [call for call in parts.calls if call.startswith("commit")] == ["commit resume"]
     assert parts.calls.index("commit resume") == parts.calls.index("prepare 2 from publication 2") - 1
 
@@ -90,15 +111,15 @@ def test_checkpoints_come_every_interval_and_the_stage_end_is_left_to_its_own_co
 def test_a_step_that_changed_nothing_is_not_published_and_the_teacher_does_not_follow():
     parts = Parts(reports=[report(applied=False)])
     world = world_of(parts)
-    run_stage(world, SimpleNamespace(name="s", steps=2))
-    assert [call for call in parts.calls if call.startswith(("publish", "follow"))] == ["publish 1", "follow 1"]
+    run_stage(world, stage_of(2))
+    assert [call for call in parts.calls if call.startswith(("publish", "follow"))] == ["publish 1", "follow 1 after 0 from publication"]
     assert world.progress.cursor.updates == 1 and world.progress.cursor.global_step == 2
 
 
 def test_three_steps_in_a_row_that_are_not_finite_fail_the_stage():
     bad = report(applied=False, finite=False)
     with pytest.raises(StageError) as raised:
-        run_stage(world_of(Parts(reports=[bad, bad, report(), bad, bad, bad])), SimpleNamespace(name="s", steps=9))
+        run_stage(world_of(Parts(reports=[bad, bad, report(), bad, bad, bad])), stage_of(9))
     assert raised.value.reason == "non_finite_loss"
     parts = Parts(reports=[bad, bad, report(), bad, bad])
     run_stage(world_of(parts), STAGE)
@@ -127,4 +148,38 @@ def test_a_resumed_stage_goes_on_where_the_cursor_stands():
     publish_and_follow(world, Phases(), follow=False)
     run_stage(world, STAGE)
     assert parts.calls[:3] == ["publish 1", "parity", "prepare 3 from publication 1"]
-    assert [call for call in parts.calls if call.startswith("follow")] == ["follow 13", "follow 14"]
+    assert [call[:9] for call in parts.calls if call.startswith("follow")] == ["follow 13", "follow 14"]
+
+
+def test_a_batch_dealt_out_to_several_updates_is_published_once_and_followed_once():
+    parts = Parts(updates=3)
+    world = world_of(parts)
+    run_stage(world, stage_of(1))
+    assert parts.calls == [
+        "prepare 0 from publication 0", "step", "step", "step", "publish 1", "follow 3 after 0 from publication", "parity", "evaluate",
+    ]
+    assert world.progress.cursor.updates == 3 and world.progress.cursor.step == 1
+
+
+def test_a_teacher_that_follows_every_update_sees_the_weights_of_each():
+    parts = Parts(updates=3, reports=[report(), report(applied=False), report()])
+    world = world_of(parts)
+    run_stage(world, stage_of(1, follow_each=True))
+    assert parts.calls == [
+        "prepare 0 from publication 0", "step", "snapshot 1", "follow 1 after 0 from snapshot", "step", "step",
+        "publish 2", "follow 2 after 1 from publication", "parity", "evaluate",
+    ]
+
+
+def test_a_stage_that_must_know_the_policy_first_looks_at_the_batch_before_it_is_packed():
+    parts = Parts()
+    run_stage(world_of(parts), stage_of(1, policy_pass=True))
+    assert parts.calls[:3] == ["sample 0", "prepare 0 from publication 0 with ['scores']", "step"]
+
+
+def test_reports_of_several_updates_are_one():
+    first = StepReport(loss=1.0, gradient_norm=2.0, applied=True, finite=True, metrics={"a": 1.0, "rows/live": 5.0, "x_max": 1.0})
+    second = StepReport(loss=3.0, gradient_norm=4.0, applied=False, finite=False, metrics={"a": 3.0, "rows/live": 7.0, "x_max": 0.5})
+    both = merged([first, second])
+    assert (both.loss, both.gradient_norm, both.applied, both.finite) == (2.0, 3.0, True, False)
+    assert both.metrics == {"a": 2.0, "rows/live": 12.0, "x_max": 1.0}

@@ -49,3 +49,19 @@ def test_prune_keeps_the_newest_by_number_and_other_files(tmp_path):
     )
     assert mapped["a"].tolist() == [1.0]
     assert prune(tmp_path / "missing", keep=2) == []
+
+
+def test_a_publisher_writes_a_snapshot_for_the_teacher_without_touching_an_engine(tmp_path):
+    from services.weights.publisher import Publisher
+    from tests.tiny_models import PlainLearner
+
+    learner = PlainLearner(tied=True)
+    publisher = Publisher(learner, rank=0, world_size=1, workers=[], backend="shared_memory", folder=tmp_path, client=object())
+    for version in (4, 5, 6):
+        learner.perturb(seed=version)
+        path = publisher.snapshot(version)
+    assert path == snapshot_path(tmp_path, 6) == publisher.last_snapshot
+    assert sorted(found.name for found in tmp_path.iterdir()) == [snapshot_path(tmp_path, 5).name, path.name]
+    stored = read_snapshot(path)
+    for name, tensor in learner.named_full_parameters():
+        assert torch.equal(stored[name], tensor)
