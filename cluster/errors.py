@@ -60,7 +60,8 @@ class TeacherError(HoldfastError):
 
     Reasons: ``teacher_stale`` (wrong version), ``teacher_diverged`` (weights are not what the strategy
     gives), ``context_mismatch`` (a context of another problem), ``completion_tokens_changed`` (the ids
-    scored are not the ids sampled).
+    scored are not the ids sampled), ``teacher_vocabulary`` (another checkpoint's ids mean other texts),
+    ``teacher_architecture`` (a blend of two architectures).
     """
 
     reason = "teacher_stale"

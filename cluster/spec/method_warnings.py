@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 def method_warnings(stage: ResolvedStage) -> list[str]:
     """What is worth saying of a stage's method, each as the rest of a sentence about the stage."""
-    parts = (_idle_teacher, _restarts, _truncated_estimates, _dropped_tail, _contexts, _masks, _own_tokens)
+    parts = (_idle_teacher, _restarts, _truncated_estimates, _dropped_tail, _extrapolated_sums, _contexts, _masks, _own_tokens)
     return [words for part in parts for words in part(stage)]
 
 
@@ -99,6 +99,17 @@ def _dropped_tail(stage: ResolvedStage) -> Iterator[str]:
     names = [term.name for term in stage.composition.terms if isinstance(term.objective, ForwardKL) and getattr(term.support, "tail", "") == "drop"]
     if names:
         yield f"terms {names} are a forward KL without its tail, which also draws the policy's mass onto the support; bucket does not"
+
+
+def _extrapolated_sums(stage: ResolvedStage) -> Iterator[str]:
+    """A mix's normaliser is a constant of the position only: summed over later tokens it is no baseline any more."""
+    teacher = stage.composition.teacher
+    mixes = [one for one in (single_teachers(teacher) if teacher is not None else ()) if isinstance(one, MixTeacher)]
+    coupled = [
+        term.name for term in stage.composition.terms if isinstance(term.objective, PolicyGradient) and term.objective.advantage.future_coupling > 0.0
+    ]
+    if coupled and any(one.weight not in (0.0, 1.0) for one in mixes):
+        yield f"terms {coupled} sum a mixed teacher's log-ratios over later tokens; that is G-OPD's reward only with future_coupling 0"
 
 
 def _contexts(stage: ResolvedStage) -> Iterator[str]:

@@ -12,6 +12,7 @@ from cluster.spec.experience import PolicyExperience
 from cluster.spec.job import JobSpec, ResolvedStage, context_tokens
 from cluster.spec.masks import PatternMask, SkipFirstMask, SpecialTokensMask
 from cluster.spec.objectives import PolicyGradient
+from cluster.spec.teachers import PerDomainTeacher
 from services.jobs.faults import CANNOT_LEARN, Fault, pointer, show
 from services.jobs.model_files import ModelFacts
 
@@ -22,6 +23,25 @@ MAX_ENGINE_SUPPORT = 1024
 def check_budget(stage: ResolvedStage) -> list[Fault]:
     """What a stage's own figures leave nothing to learn from, whatever the model."""
     return [fault for part in (_single_rollout, _lengths_of_parts, _masks, _templates) for fault in part(stage)]
+
+
+def check_kept_teachers(stages: tuple[ResolvedStage, ...]) -> list[Fault]:
+    """``boundary.teacher: keep`` of one teacher where the stage before had one for each domain: there is none to keep."""
+    found: list[Fault] = []
+    last: ResolvedStage | None = None
+    for stage in stages:
+        teacher = stage.composition.teacher
+        if teacher is None:
+            continue
+        several = last is not None and isinstance(last.composition.teacher, PerDomainTeacher)
+        if several and stage.boundary.teacher == "keep" and not isinstance(teacher, PerDomainTeacher):
+            detail = (
+                f"keep is not possible: stage {last.name!r} has a teacher for each domain, stage {stage.name!r} has one for all; "
+                "allowed: re_anchor, reset, or a per_domain teacher here"
+            )
+            found.append(Fault(pointer(("stages", stage.index, "boundary", "teacher")), detail, "no_teacher_to_keep"))
+        last = stage
+    return found
 
 
 def _method(stage: ResolvedStage) -> str:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from cluster.spec.composition import Composition
 from cluster.spec.experience import ReplayedExperience
 from cluster.spec.job import JobSpec, ModelSpec, ResolvedStage
 from cluster.spec.teachers import ExternalTeacher, InitialBlend, external_key, external_teachers, single_teachers
@@ -53,18 +54,25 @@ def _check_external(
     if facts is not None:
         faults += [Fault(at, fault.detail, fault.code) for fault in check_lengths(spec, stage, facts, whose=f"the teacher {key}")]
     if not faults and policy_folder is not None and "model_path" in known:
-        problem = vocabulary_problem(policy_folder, known["model_path"])
+        problem = vocabulary_problem(policy_folder, known["model_path"], stage.composition)
         if problem is not None:
             faults.append(Fault(at, f"teacher {key}: {problem}", "vocabulary_differs"))
     return faults
 
 
-def vocabulary_problem(policy_folder: str, teacher_folder: str) -> str | None:
-    """Why a teacher's token ids cannot stand for the policy's, or None."""
+def vocabulary_problem(policy_folder: str, teacher_folder: str, composition: Composition) -> str | None:
+    """Why a teacher's token ids cannot stand for the policy's in this composition, or None."""
     from services.teacher.vocabulary import compare_vocabularies
 
     compared = compare_vocabularies(policy_folder, teacher_folder)
-    return compared if isinstance(compared, str) else None
+    if isinstance(compared, str) or not compared:
+        return compared or None
+    if not composition.needs_full_teacher and composition.rollout_support_k == 0:
+        return None
+    return (
+        f"{len(compared)} special ids mean other tokens to it ({sorted(compared)[:5]} ...); they can be masked where the support is the "
+        "sampled token or the teacher's top_k, not in a full one or in a top_k of the policy or the rollout"
+    )
 
 
 def _check_initial(blend: InitialBlend, at: str, base_dir: Path, policy_folder: str | None, resolved: dict[str, Any]) -> list[Fault]:

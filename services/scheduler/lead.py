@@ -165,12 +165,15 @@ class Lead:
 
     # -- after the update --------------------------------------------------------------------------------------------
 
-    def follow(self, updates: int, snapshot: Path, *, after: int | None = None) -> None:
-        """Let the teacher, which is at update ``after``, follow and prove that its weights are what its strategy gives."""
+    def follow(self, updates: int, snapshot: Path, *, after: int | None = None, ends_batch: bool = True) -> None:
+        """Let the teacher, which is at update ``after``, follow and prove that its weights are what its strategy gives.
+
+        ``ends_batch`` is False for the optimizer steps of a batch before its last.
+        """
         if self._stage is None or self._stage.composition.teacher is None:
             return
-        follow = self.parts.teacher.follow(updates, snapshot, after=after)
-        self.parts.canary.observe(follow, snapshot)
+        follow = self.parts.teacher.follow(updates, snapshot, after=after, ends_batch=ends_batch)
+        self.parts.canary.observe(follow, snapshot, after=after, ends_batch=ends_batch)
 
     def probe_sequences(self):
         return self.parts.probe.sample()

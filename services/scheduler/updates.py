@@ -35,7 +35,7 @@ def run_updates(world: World, shards: Sequence[BatchShard], phases: Phases, *, f
 def _follow_snapshot(world: World, applied: int) -> None:
     path = world.publisher.snapshot(world.progress.next_version())
     updates = world.progress.cursor.updates + applied
-    world.ranks.from_lead(lambda: world.lead.follow(updates, path, after=updates - 1))
+    world.ranks.from_lead(lambda: world.lead.follow(updates, path, after=updates - 1, ends_batch=False))
 
 
 def merged(reports: Sequence[StepReport]) -> StepReport:

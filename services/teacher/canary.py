@@ -37,7 +37,7 @@ class Follow:
     follows: int = 0
     """Batches of the stage that were followed."""
     before: int | None = None
-    """The update that the teacher was at when it was told to follow."""
+    """The update that the teacher was at before the last one that it followed; None before the first of a stage."""
     masked_token_ids: frozenset[int] = frozenset()
     """Ids that mean another token to an external teacher, or none: their weight in every teacher term must be 0."""
 
@@ -129,8 +129,9 @@ class TeacherCanary:
         """Apply the publication that the teacher has followed, compare, return the largest relative error.
 
         ``after`` and ``ends_batch`` are the ones that the teacher was told; where ``after`` is None, the update is expected that
-        the teacher says it came from. The same version again is compared and not applied again. Raises TeacherError: ``teacher_diverged`` where the teacher's weights are not what its strategy gives,
-        ``teacher_stale`` where it is at another version.
+        the teacher says it came from. The same version again is compared and not applied again. Raises TeacherError:
+        ``teacher_diverged`` where the teacher's weights are not what its strategy gives, ``teacher_stale`` where it is at
+        another version.
         """
         if self._spec is None or self._version is None:
             raise TeacherError("the canary was asked before it was started with the teacher's state", reason="teacher_stale")
@@ -148,14 +149,16 @@ class TeacherCanary:
         averaging = any(single.kind in AVERAGING for single in teachers.values())
         if follow.teacher_version < self._version or (averaging and new_update and after != self._version):
             raise TeacherError(
-                f"the teacher reports update {follow.teacher_version}, the canary has seen up to {self._version}", reason="teacher_stale"
+                f"the teacher reports update {follow.teacher_version}, the canary has seen up to {self._version}",
+                reason="teacher_stale",
             )
         if set(follow.canary) != set(self._expected):
             raise TeacherError("the teacher reports other tensors than it was started with", reason="teacher_diverged")
         follows = self._follows + int(ends_batch)
         if follow.follows != follows:
             raise TeacherError(
-                f"the teacher reports {follow.follows} batches of the stage, the canary has seen {follows}", reason="teacher_diverged"
+                f"the teacher reports {follow.follows} batches of the stage, the canary has seen {follows}",
+                reason="teacher_diverged",
             )
         shares = {own: OWN_SHARE[single.kind](single, follows, ends_batch, new_update) for own, single in teachers.items()}
         shares["policy"] = 1.0

@@ -163,8 +163,8 @@ def _agreed(follows: list[Follow]) -> Follow:
     first = follows[0]
     for other in follows[1:]:
         same = other.canary.keys() == first.canary.keys() and all(np.array_equal(other.canary[n], first.canary[n]) for n in first.canary)
-        counts = (other.teacher_version, other.follows, other.masked_token_ids) == (first.teacher_version, first.follows, first.masked_token_ids)
-        if not counts or not same:
+        counts = [(one.teacher_version, one.follows, one.masked_token_ids) for one in (first, other)]
+        if counts[0] != counts[1] or not same:
             raise TeacherError(
                 f"two teachers of one group are at updates {first.teacher_version} and {other.teacher_version} with "
                 f"{'the same' if same else 'different'} weights",

@@ -126,7 +126,7 @@ class TeacherScorer:
             teacher, part = self._stage.teachers[name], [requests[index] for index in indices]
             _check(asked, part, teacher)
             if full == "hidden" and len(self._stage.teachers) > 1:
-                raise ValueError("full is 'hidden', but the teachers of a stage's domains have no output matrix in common; use 'logprobs'")
+                raise ValueError("full is 'hidden', but teachers by domain have no output matrix in common; use 'logprobs'")
             results.update(zip(indices, self._scores(teacher, part, asked, self.teacher_version), strict=True))
         return [results[index] for index in range(len(requests))]
 
@@ -139,7 +139,8 @@ class TeacherScorer:
         for index, request in enumerate(requests):
             domain = "" if "" in self._stage.teachers else request.problem_id.split("/", 1)[0]
             if domain not in self._stage.teachers:
-                raise ValueError(f"problem {request.problem_id!r} is of no domain that has a teacher; those have: {sorted(self._stage.teachers)}")
+                known = sorted(self._stage.teachers)
+                raise ValueError(f"problem {request.problem_id!r} is of no domain that has a teacher; these have one: {known}")
             routes.setdefault(domain, []).append(index)
         return routes
 
@@ -197,7 +198,7 @@ def _check(asked: Asked, requests: Sequence[TeacherRequest], teacher: Mixture) -
     if not asked.temperature > 0.0:
         raise ValueError(f"temperature is {asked.temperature}; it must be above 0")
     if not 0 <= asked.top_k <= vocabulary - len(masked):
-        raise ValueError(f"top_k is {asked.top_k}; allowed is 0 to the {vocabulary - len(masked)} ids that policy and teacher share")
+        raise ValueError(f"top_k is {asked.top_k}; allowed is 0 to the {vocabulary - len(masked)} ids that both models know")
     if asked.full not in ("none", "hidden", "logprobs"):
         raise ValueError(f"full is {asked.full!r}; allowed are 'none', 'hidden' and 'logprobs'")
     if asked.full != "none" and masked:

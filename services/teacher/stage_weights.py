@@ -41,6 +41,8 @@ class StageWeights:
         """Number of the last update that was followed; counts the policy's optimizer steps over all stages."""
         self.follows = 0
         """Batches followed since the stage began."""
+        self._before: int | None = None
+        """The update before the last one that was followed; the same again where it is followed again."""
         self._inside_batch = False
         """Whether the last update that was followed did not end its batch."""
 
@@ -60,7 +62,7 @@ class StageWeights:
         self._spec, self._singles = spec, singles
         self.teachers = {domain: self._mixture(of_teacher, masked) for domain, of_teacher in parts.items()}
         self.follows = self.follows if anchor == "resume" else 0
-        self._inside_batch = False
+        self._before, self._inside_batch = None, False
         self.anchored, self.version = True, update
         return self.report()
 
@@ -183,7 +185,7 @@ class StageWeights:
         if update == self.version:
             if self._inside_batch and ends_batch:
                 self._take(update, snapshot, Moment(follows=self.follows + 1, new_update=False))
-            return self.report(before=update)
+            return self.report()
         before = update - 1 if after is None else after
         sees_every_update = any(strategy_of(single).sees_every_update for single in self._singles.values())
         if update < self.version or (sees_every_update and before != self.version):
@@ -192,9 +194,9 @@ class StageWeights:
                 reason="teacher_stale",
                 details={"teacher_version": self.version, "update": update},
             )
-        came_from = self.version
+        self._before = self.version
         self._take(update, snapshot, Moment(follows=self.follows + ends_batch, ends_batch=ends_batch))
-        return self.report(before=came_from)
+        return self.report()
 
     def _take(self, update: int, snapshot: Path, moment: Moment) -> None:
         if POLICY in self.sets or any(strategy_of(single).update is not stay for single in self._singles.values()):
@@ -213,9 +215,9 @@ class StageWeights:
         for teacher in self.teachers.values():
             teacher.moved()
 
-    def report(self, before: int | None = None) -> Follow:
+    def report(self) -> Follow:
         return Follow(
-            before=before,
+            before=self._before,
             teacher_version=self.version,
             canary=canary_of_sets({name: held.state for name, held in self.sets.items()}),
             follows=self.follows,
@@ -247,5 +249,5 @@ class StageWeights:
             sets[OWN].adopt(self._policy.base())
         self.sets, self._spec, self._singles = sets, None, {}
         self.teachers = {"": self._mixture(((OWN, 1.0),))} if OWN in sets else {}
-        self.anchored, self.version, self.follows = anchored, version, follows
+        self.anchored, self.version, self.follows, self._before = anchored, version, follows, None
         return self.report()

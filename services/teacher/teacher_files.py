@@ -52,7 +52,8 @@ def read_state(folder: Path, names_of, policy: PolicyWeights) -> tuple[TeacherRe
     try:
         content = json.loads((folder / RECORD_FILE).read_text())
         if content.get("format") != STATE_FORMAT:
-            raise CheckpointError(f"the teacher's state in {folder} is of format {content.get('format')}, this version reads {STATE_FORMAT}")
+            found = content.get("format")
+            raise CheckpointError(f"the teacher's state in {folder} is of format {found}, this version reads {STATE_FORMAT}")
         record = TeacherRecord(**{**content, "sets": tuple(content["sets"])})
         states = {name: dict(state_files.read_tensors(weights_file(folder, name))) for name in names_of(record)}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

@@ -37,7 +37,9 @@ def compare_vocabularies(policy_folder: str | Path, teacher_folder: str | Path) 
     ordinary = sorted(token for token in differing if any(_is_ordinary(token, side) for side in (policy, teacher)))
     if not ordinary:
         return frozenset(differing)
-    shown = "; ".join(f"id {token} is {_show(policy, token)} to the policy, {_show(teacher, token)} to the teacher" for token in ordinary[:MAX_SHOWN])
+    shown = "; ".join(
+        f"id {token} is {_show(policy, token)} to the policy, {_show(teacher, token)} to the teacher" for token in ordinary[:MAX_SHOWN]
+    )
     return (
         f"the teacher in {teacher_folder} has another vocabulary than the policy: {len(ordinary)} of {len(known)} ids that are not "
         f"special differ ({shown}); a teacher must read and write the policy's token ids"

@@ -59,8 +59,8 @@ class Parts:
         self.calls.append(f"publish {version & 0xFFFFF}")
         return SimpleNamespace(version=version, snapshot="publication")
 
-    def follow(self, updates, snapshot, *, after=None):
-        self.calls.append(f"follow {updates} after {after} from {snapshot}")
+    def follow(self, updates, snapshot, *, after=None, ends_batch=True):
+        self.calls.append(f"follow {updates} after {after} from {snapshot}" + ("" if ends_batch else ", more to come"))
 
     def probe_sequences(self):
         return SimpleNamespace(prompts=[], completions=[], temperature=1.0)
@@ -166,7 +166,7 @@ def test_a_teacher_that_follows_every_update_sees_the_weights_of_each():
     world = world_of(parts)
     run_stage(world, stage_of(1, follow_each=True))
     assert parts.calls == [
-        "prepare 0 from publication 0", "step", "snapshot 1", "follow 1 after 0 from snapshot", "step", "step",
+        "prepare 0 from publication 0", "step", "snapshot 1", "follow 1 after 0 from snapshot, more to come", "step", "step",
         "publish 2", "follow 2 after 1 from publication", "parity", "evaluate",
     ]
 

@@ -39,7 +39,15 @@ TOLD = [
     ({"recipe": "stable_sdpo", "period": 50}, {"steps": 49}, "would jump after 50 steps, the stage has 49"),
     ({"recipe": "stable_sdpo", "period": 50}, {"index": 1}, "drops what earlier jumps blended"),
     (custom({**RKL, "support": {"kind": "sampled"}}, teacher=EXTERNAL), {"sampling": {"top_p": 0.9}}, "estimates are biased"),
-    ({"recipe": "eopd", "teacher": EXTERNAL}, {}, "forward KL without its tail"),
+    ({"recipe": "eopd", "teacher": EXTERNAL, "tail": "drop"}, {}, "forward KL without its tail"),
+    (
+        custom(
+            {**PG, "objective": {"kind": "policy_gradient", "advantage": {"teacher_weight": 1.0, "outcome_weight": 0.0, "future_coupling": 0.5}}},
+            teacher={"kind": "mix", "second": EXTERNAL, "weight": 1.25},
+        ),
+        {},
+        "only with future_coupling 0",
+    ),
     ({"recipe": "sdpo"}, {"rollouts_per_problem": 1}, "no rollout has a sibling"),
     ({"recipe": "sdft"}, {"domain": DATA}, "the bare answer is the demonstration"),
     (custom({**PG, "masks": [{"kind": "prefix", "start_tokens": 256}]}), {}, "masks nothing"),

@@ -270,7 +270,7 @@ def test_extrapolation_mixes_a_reference_and_an_external_teacher_and_looks_at_th
 def test_entropy_aware_distillation_gates_a_summand_and_not_its_mean():
     made = become("eopd", teacher=EXTERNAL)
     gated = made.terms[1]
-    assert (gated.support.k, gated.support.support_from, gated.support.tail) == (16, "teacher", "drop")
+    assert (gated.support.k, gated.support.support_from, gated.support.tail) == (16, "teacher", "bucket")
     (mask,) = gated.masks
     assert (mask.of, mask.above_nats, mask.denominator) == ("teacher", 0.8, "all")
     assert made.terms[0].objective.clip_low == made.terms[0].objective.clip_high == 0.2

@@ -36,7 +36,7 @@ def test_every_recipe_but_custom_has_a_row():
         ("| `sdpo` variant code | ", ["ema 0.05", "sibling_solution", "JSD 0.5", "top 100 of policy, bucket", "samples without a target count"]),
         ("| `sdft` | ", ["ema 0.01 per optimizer step", "demonstration", "FKL", "skip_first 3; cap 2 per sequence"]),
         ("| `exopd` | ", ["mix anchor^-0.25 external^1.25", "PG of log q/p", "cap 5"]),
-        ("| `eopd` | ", ["sampled<br>top 16 of teacher, drop", "entropy_threshold teacher > 0.8 nats, of all"]),
+        ("| `eopd` | ", ["sampled<br>top 16 of teacher, bucket", "entropy_threshold teacher > 0.8 nats, of all"]),
         ("| `opsd` | ", ["frozen", "entry_clip 0.05", "full"]),
         ("| `prefix_opd` | ", ["prefix 256 + 16 per step"]),
     ],

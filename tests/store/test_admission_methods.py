@@ -93,12 +93,12 @@ PARTS = [
     (masked({"kind": "pattern", "pattern": "(a"}), "pattern_invalid", ["'(a' is not a regular expression"]),
     (masked({"kind": "special_tokens", "texts": ["<b>", ""]}), "text_empty", ["empty text"]),
     (
-        {"recipe": "sdpo", "context": {"kind": "feedback", "max_context_tokens": 20, "template": {"text": "{{ problem }} {{ answer }}"}}},
+        {"recipe": "sdpo", "context": {"kind": "feedback", "max_context_tokens": 2, "template": {"text": "{{ problem }} {{ answer }}"}}},
         "template_invalid",
         ["unknown variable 'answer'", "solution"],
     ),
     (
-        {"recipe": "sdpo", "context": {"kind": "feedback", "max_context_tokens": 20, "template": {"text": "{{ problem"}}},
+        {"recipe": "sdpo", "context": {"kind": "feedback", "max_context_tokens": 2, "template": {"text": "{{ problem"}}},
         "template_invalid",
         ["line 1"],
     ),
@@ -117,7 +117,7 @@ def test_numbers_just_below_the_longest_completion_are_let_in(home):
         stage("a", method={"recipe": "dapo", "overlong_buffer_tokens": 31}),
         stage("b", method={"recipe": "prefix_opd", "teacher": FROZEN, "start_tokens": 32}),
         stage("c", method=masked({"kind": "skip_first", "tokens": 31}, {"kind": "pattern", "pattern": r"\\boxed\{(?:[^{}]|(?R))*\}"})),
-        stage("d", method={"recipe": "sdpo", "context": {"kind": "feedback", "max_context_tokens": 20, "template": {"text": "{{ problem }}"}}}),
+        stage("d", method={"recipe": "sdpo", "context": {"kind": "feedback", "max_context_tokens": 2, "template": {"text": "{{ problem }}"}}}),
     ]
     assert check(home, job(stages=stages))[0] == {}
 
@@ -163,6 +163,22 @@ def test_an_external_teacher_of_another_vocabulary(home, teacher):
     found, resolved = check(home, job(stages=[stage(method=external())]))
     assert list(found) == [(METHOD, "vocabulary_differs")]
     assert "2 of 3 ids" in found[METHOD, "vocabulary_differs"] and "teachers" in resolved
+
+
+@pytest.mark.parametrize(
+    ("support", "refused"),
+    [({"kind": "sampled"}, False), ({"kind": "top_k", "k": 2, "support_from": "teacher"}, False), ({"kind": "full"}, True),
+     ({"kind": "top_k", "k": 2, "support_from": "policy"}, True), ({"kind": "top_k", "k": 2, "support_from": "rollout"}, True)],
+)
+def test_special_ids_that_differ_are_masked_where_the_support_allows_it(home, teacher, support, refused):
+    special = {"model": {"vocab": {"a": 0, "b": 1}}, "added_tokens": [{"id": 2, "content": "<stop>", "special": True}]}
+    (home / "model" / "tokenizer.json").write_text(json.dumps(special))
+    special["added_tokens"][0]["content"] = "<end>"
+    (teacher / "tokenizer.json").write_text(json.dumps(special))
+    term = {"name": "t", "objective": {"kind": "reverse_kl"}, "support": support}
+    found, _ = check(home, job(stages=[stage(method=custom(term, teacher=external()["teacher"]))]))
+    assert list(found) == ([(METHOD, "vocabulary_differs")] if refused else [])
+    assert not refused or "1 special ids mean other tokens to it ([2] ...)" in found[METHOD, "vocabulary_differs"]
 
 
 def test_an_external_teacher_that_cannot_hold_the_sequences(home, teacher):
@@ -280,3 +296,13 @@ print(faults, {"torch", "ray", "vllm", "transformers", "mlflow"} & set(sys.modul
 """
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2])
     assert found.stdout.strip() == "[] set()"
+
+
+@pytest.mark.parametrize(("boundary", "refused"), [("keep", True), ("re_anchor", False)])
+def test_one_teacher_cannot_be_kept_of_several(home, boundary, refused):
+    term = {"name": "t", "objective": {"kind": "reverse_kl"}}
+    several = custom(term, teacher={"kind": "per_domain", "teachers": {"s": {"kind": "live"}}}, context={"kind": "feedback", "max_context_tokens": 8})
+    one = custom(term, teacher=FROZEN, context={"kind": "feedback", "max_context_tokens": 8})
+    stages = [stage(method=several), stage("between"), stage("u", method=one, boundary={"teacher": boundary})]
+    found, _ = check(home, job(stages=stages))
+    assert list(found) == ([("/stages/2/boundary/teacher", "no_teacher_to_keep")] if refused else [])

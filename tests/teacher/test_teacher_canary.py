@@ -167,7 +167,7 @@ def test_a_jump_at_the_wrong_batch_is_caught(model_folder, tmp_path, monkeypatch
     monkeypatch.setitem(STRATEGIES, spec.kind, dataclasses.replace(STRATEGIES[spec.kind], update=shifted))
     with pytest.raises(TeacherError, match="own:model"):
         canary.observe(scorer.follow(2, snapshots[1]), snapshots[1])
-    miscounted = dataclasses.replace(scorer.follow(2, snapshots[1]), teacher_version=3, follows=0)
+    miscounted = dataclasses.replace(scorer.follow(2, snapshots[1]), teacher_version=3, before=2, follows=0)
     with pytest.raises(TeacherError, match="batches"):
         canary.observe(miscounted, snapshots[2])
 

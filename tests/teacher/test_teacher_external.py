@@ -136,7 +136,8 @@ def test_a_mixed_teacher_is_masked_where_a_part_is(tmp_path):
     scorer = _scorer(tmp_path, vocabulary=VOCABULARY - 2, specials=("<end>", "<human>"), begin=False)
     follow = scorer.begin_stage(MixTeacher(second=OTHER, weight=1.5), anchor="base", update=0)
     assert follow.masked_token_ids == {57, 58, 59}
-    for scores in scorer.score([dataclasses.replace(r, completion_token_ids=r.completion_token_ids % 50) for r in requests(4)], temperature=1.0, top_k=57):
+    asked = [dataclasses.replace(request, completion_token_ids=request.completion_token_ids % 50) for request in requests(4)]
+    for scores in scorer.score(asked, temperature=1.0, top_k=57):
         assert np.isfinite(scores.support_logprobs).all() and scores.support_ids.max() < 57
 
 

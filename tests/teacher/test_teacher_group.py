@@ -134,7 +134,7 @@ def test_a_group_with_teachers_by_domain_an_external_model_and_a_reference(tmp_p
     canary.observe(group.follow(4, snapshots[3], ends_batch=False), snapshots[3], ends_batch=False)
     for teacher in (plain, group):
         assert teacher.follow(5, snapshots[4]).follows == 2
-    canary.observe(group.follow(5, snapshots[4]), snapshots[4])
+    canary.observe(group.follow(5, snapshots[4]), snapshots[4])  # told twice, as after an answer that was lost
     for wanted in ({"top_k": 3, "join_sampled": True, "entropies": True}, {}):
         for one, expected in zip(group.score(asked, temperature=0.8, **wanted), plain.score(asked, temperature=0.8, **wanted), strict=True):
             assert (one.rollout_id, one.teacher_version) == (expected.rollout_id, 5)

@@ -58,7 +58,8 @@ def _teacher_part(rollout_logprobs: np.ndarray, teacher_logprobs: np.ndarray, va
 
 
 def discounted_sums(values: np.ndarray, discount: float) -> np.ndarray:
-    """float64 [T] -> [T]: sum over u >= t of discount^(u - t) values_u."""
+    """float64 [T] -> a new [T]: sum over u >= t of discount^(u - t) values_u."""
     if discount == 0.0:
-        return values
-    return np.array(list(accumulate(reversed(values.tolist()), lambda later, own: own + discount * later)))[::-1]
+        return values.copy()
+    backwards = list(accumulate(reversed(values.tolist()), lambda later, own: own + discount * later))
+    return np.array(backwards[::-1])

@@ -81,12 +81,17 @@ class ExopdRecipe(Spec):
 
 
 class EopdRecipe(Spec):
-    """Entropy-aware OPD (2603.07079): sampled-token OPD, and top-K forward KL where the teacher is unsure."""
+    """Entropy-aware OPD (2603.07079): sampled-token OPD, and top-K forward KL where the teacher is unsure.
+
+    What the paper does with the tail of the top-K is not known to us; ``bucket`` is at rest where policy and teacher agree, which
+    ``drop`` is not.
+    """
 
     recipe: Literal["eopd"] = "eopd"
     teacher: TeacherSpec
     above_nats: float = Field(0.8, ge=0.0, description="tau: the teacher's entropy from which the forward KL is added")
     k: Count = 16
+    tail: Literal["bucket", "renormalise", "drop"] = "bucket"
     forward_coefficient: float = Field(1.0, gt=0.0)
     clip: float = Field(0.2, gt=0.0, lt=1.0)
     importance_cap: float | None = Field(2.0, gt=0.0)
@@ -182,7 +187,7 @@ def eopd(recipe: EopdRecipe) -> Composition:
                 name="unsure",
                 objective=ForwardKL(),
                 coefficient=recipe.forward_coefficient,
-                support=TopKSupport(k=recipe.k, support_from="teacher", tail="drop"),
+                support=TopKSupport(k=recipe.k, support_from="teacher", tail=recipe.tail),
                 importance_cap=recipe.importance_cap,
                 masks=(EntropyThresholdMask(of="teacher", above_nats=recipe.above_nats, denominator="all"),),
             ),
