@@ -1,6 +1,6 @@
 """Time and memory of the loss head, beside the naive version and the bare matrix products of the same shapes.
 
-    python tests/benchmarks/loss_head.py [--quick] [--threads N] [--rows R]
+    python tests/benchmarks/loss_head.py [--quick] [--threads N] [--rounds N]
 
 Needs torch alone (no Ray, no vLLM, no transformers). Runs on the CPU and, where there is one, on a CUDA GPU. One line per
 size, objective and support: time divided by the bare products (forward, dh, dW, and the teacher's forward with the full
@@ -21,6 +21,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from datetime import date
 from pathlib import Path
 
 import torch
@@ -46,7 +47,8 @@ def main() -> None:
     if arguments.memory_of:
         return _measure_memory(*arguments.memory_of)
     torch.set_num_threads(arguments.threads)
-    print(f"torch {torch.__version__}, {platform.platform()}, {_processor()}, {arguments.threads} threads")
+    print(f"torch {torch.__version__}, {platform.system()} {platform.machine()}, {_processor()}, {arguments.threads} threads")
+    print(f"{date.today().isoformat()}, load average at the start {os.getloadavg()[0]:.1f}")
     print(" ".join(["python", *sys.argv]))
     _run("cpu", QUICK_CPU_SIZES if arguments.quick else CPU_SIZES, torch.float32, arguments)
     if torch.cuda.is_available():
@@ -56,8 +58,9 @@ def main() -> None:
 
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="small sizes, two rounds")
+    parser.add_argument("--quick", action="store_true", help="small sizes")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--rounds", type=int, default=ROUNDS, help="timings of each system, after one that does not count")
     parser.add_argument("--memory-of", nargs=6, help=argparse.SUPPRESS)
     return parser.parse_args()
 
@@ -76,7 +79,7 @@ def _run(device: str, sizes: tuple[tuple[int, int, int], ...], dtype: torch.dtyp
     for rows, vocabulary, hidden in sizes:
         case = make_case(rows=rows, vocabulary=vocabulary, hidden=hidden, device=device).to(dtype)
         for kind, support in CASES:
-            print(_line(case, kind, support, rounds=2 if arguments.quick else ROUNDS), flush=True)
+            print(_line(case, kind, support, rounds=arguments.rounds), flush=True)
         del case
         gc.collect()
 

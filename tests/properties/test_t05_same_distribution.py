@@ -86,7 +86,10 @@ def _expected_over_tokens(row_values) -> torch.Tensor:
     return total
 
 
-def test_t5_sampled_forward_kl_in_expectation():
+def test_t5_sampled_forward_kl_for_every_token():
+    for token in range(LOGITS.shape[1]):
+        inputs = rows(TEACHER, torch.full_like(FIRST, token), teacher=TEACHER)
+        assert values_of(ForwardKL(), inputs).abs().max() < BOUND
     total = _expected_over_tokens(lambda policy, ids: values_of(ForwardKL(), rows(policy, ids, teacher=TEACHER)))
     assert total.abs().max() < BOUND
 

@@ -70,7 +70,7 @@ def _value(term, sample, token, logp, teacher_head, temperature):
         difference = own.item() - float(sample.teacher_logprobs[token])
         if spec.log_ratio_clip is not None:
             difference = max(-spec.log_ratio_clip, min(spec.log_ratio_clip, difference))
-        return difference * own if kind == "reverse_kl" else math.exp(-difference) * -own
+        return difference * own if kind == "reverse_kl" else (math.exp(-difference) - 1) * -own
     logq = _teacher(sample, token, teacher_head, temperature, logp.dtype)
     if term.support.kind == "full":
         return divergence(kind, logp, logq, spec)
@@ -142,7 +142,7 @@ def at_once(kind, spec, hidden, head, teacher_hidden, teacher_head, *, support_i
     logp, logq = torch.log_softmax(policy_logits, -1), torch.log_softmax(teacher_logits, -1)
     if token_ids is not None:
         own, other = (values.gather(1, token_ids[:, None])[:, 0] for values in (logp, logq))
-        return (own - other).detach() * own if kind == "reverse_kl" else (other - own).detach().exp() * -own
+        return (own - other).detach() * own if kind == "reverse_kl" else (other - own).detach().expm1() * -own
     if support_ids is not None:
         logp, logq = (values.gather(1, support_ids) for values in (logp, logq))
         logp, logq = (torch.cat((values, (1 - values.exp().sum(-1, keepdim=True)).log()), -1) for values in (logp, logq))

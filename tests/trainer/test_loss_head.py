@@ -180,7 +180,7 @@ def test_each_term_alone_equals_the_naive_version(term, old):
 
 
 @pytest.mark.parametrize("payload", PAYLOADS)
-@pytest.mark.parametrize("names", [("reverse", "jensen_full"), ("own", "forward"), ("entropy", "reverse", "corrected", "k3", "pg")], ids="-".join)
+@pytest.mark.parametrize("names", [("reverse", "jensen_full"), ("own", "forward"), ("own", "reverse"), ("entropy", "reverse", "corrected", "k3", "pg")], ids="-".join)
 def test_every_payload_of_the_teacher_equals_the_naive_version(payload, names):
     terms = tuple(term for term in (*ALL_TERMS, *OTHER_TERMS) if term.name in names)
     _hold_to_naive(terms, _run(terms, payload=payload, chunk=5))
@@ -282,7 +282,7 @@ def test_positions_masses_and_overlap_of_the_teacher():
         target, ids = int(sample.completion_token_ids[token]), sample.support_ids[token].tolist()
         gaps[0 if token < 16 else 16].append(own[target].item() - float(sample.teacher_logprobs[token]))
         masses.append(own.exp()[list(set(ids))].sum().item())
-        if row % 8 == 0:
+        if (token + target) % 8 == 0:
             overlaps.append(len(set(own.topk(K).indices.tolist()) & set(ids[:K])) / K)
     assert len(at) == 60
     for start, values in gaps.items():
@@ -298,12 +298,12 @@ def test_overlap_of_the_policys_own_support_is_with_the_teachers():
     shares, row = [], 0
     for sample in samples:
         for token in np.flatnonzero(sample.term_weights.get("own", np.zeros(0))):
-            if row % 8 == 0:
+            if (token + int(sample.completion_token_ids[token])) % 8 == 0:
                 own = (head.detach() @ hidden.detach()[row]).topk(K).indices.tolist()
                 other = (teacher_head @ torch.from_numpy(sample.teacher_hidden[token]).double()).topk(K).indices.tolist()
                 shares.append(len(set(own) & set(other)) / K)
             row += 1
-    assert metrics["teacher/support_overlap"] == pytest.approx(np.mean(shares), abs=1e-12)
+    assert shares and metrics["teacher/support_overlap"] == pytest.approx(np.mean(shares), abs=1e-12)
 
 
 def test_every_metric_name_is_announced():

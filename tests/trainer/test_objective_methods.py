@@ -65,6 +65,14 @@ def test_sampled_forward_kl_has_the_gradient_of_the_forward_kl():
     torch.testing.assert_close(gradient, _kl_gradient(logits, teacher, of_policy=False)[1], atol=1e-12, rtol=0)
 
 
+def test_far_from_its_reference_a_token_is_still_pulled_back():
+    """Where log p - log ref is past what the exponential can hold, k3's line keeps its value and its slope of 1."""
+    policy = torch.tensor([-0.1], dtype=torch.float64, requires_grad=True)
+    value = KL_ESTIMATORS["k3"](policy, torch.tensor([-30.0], dtype=torch.float64))
+    (gradient,) = torch.autograd.grad(value.sum(), policy)
+    assert abs(value.item() - (29.9 - 1 + math.exp(-29.9))) < 1e-8 and abs(gradient.item() - 1.0) < 1e-8
+
+
 @pytest.mark.parametrize("estimator", ["k1", "k2", "k3"])
 def test_a_reference_kl_has_the_value_and_gradient_that_its_estimator_is_known_for(estimator):
     logits, reference = _logits(2), _logits(3).log_softmax(-1)

@@ -60,16 +60,13 @@ def buffer_names(loss: StageLoss) -> tuple[str, ...]:
     if not loss.needs_full_teacher:
         return tuple(names)
     names.append("teacher")
-    if _keeps_teacher(loss):
-        names += ["reverse", "ratios", "slopes"]
-    if any(term.kind == "jensen_shannon" and term.support == "full" for term in loss.terms):
+    full = [term for term in loss.terms if term.support == "full"]
+    plain = [term for term in full if term.kind == "reverse_kl" and not has_clips(term.spec)]
+    if len(plain) < len(full):
+        names += ["ratios", "slopes"] + (["reverse"] if plain else [])
+    if any(term.kind == "jensen_shannon" for term in full):
         names.append("teacher_probabilities")
     return tuple(names)
-
-
-def _keeps_teacher(loss: StageLoss) -> bool:
-    """Whether some term reads the teacher's distribution beyond p (log p - log q), which may take its place."""
-    return any(term.support == "full" and (term.kind != "reverse_kl" or has_clips(term.spec)) for term in loss.terms)
 
 
 @torch.no_grad()
@@ -93,10 +90,12 @@ def read_chunk(
     top_k = None if ids is None else policy.gather(1, ids)
     record = ChunkRecord(sampled=sampled, entropies=entropies)
     if loss.has_teacher:
-        record.overlap = read_overlap(loss, part, policy, teacher, ids)
+        record.overlap = read_overlap(loss, rows, part, policy, teacher, ids)
     full = None
     if teacher is not None:
-        entries = torch.sub(policy, teacher, out=take("reverse") if "reverse" in workspace.names else teacher).mul_(probabilities)
+        # kept for a plain reverse KL; where nothing else reads the teacher they take its place, else they are for the record
+        place = next((name for name in ("reverse", "ratios") if name in workspace.names), "teacher")
+        entries = torch.sub(policy, teacher, out=take(place)).mul_(probabilities)
         full = FullRows(
             policy=policy, probabilities=probabilities, teacher=teacher, reverse_entries=entries, reverse=entries.sum(-1)
         )

@@ -21,7 +21,7 @@ from trainer.terms import POSITION_BUCKETS, StageLoss
 OVERLAP_K = 20
 """Ids of each side that are compared where the support is the full vocabulary."""
 OVERLAP_STRIDE = 8
-"""Ranking a row costs as much as its share of a matrix product: every 8th row of a micro-batch is looked at."""
+"""Ranking a row costs as much as its share of a matrix product: one row of 8 is looked at."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -52,21 +52,32 @@ class ChunkRecord:
             self.reverse = entries.sum(-1)
 
 
-def read_overlap(loss: StageLoss, part: slice, policy: Tensor, teacher: Tensor | None, support_ids: Tensor | None) -> Tensor | None:
-    """[C]: of the policy's K most likely ids, the share in the support; of its own support, the share in the teacher's K."""
+def read_overlap(
+    loss: StageLoss, rows: LossRows, part: slice, policy: Tensor, teacher: Tensor | None, support_ids: Tensor | None
+) -> Tensor | None:
+    """[C]: of the policy's K most likely ids, the share in the support; of its own support, the share in the teacher's K.
+
+    Which rows are ranked depends on the row alone, not on its place in a micro-batch. Not a number in the others.
+    """
     if support_ids is None and teacher is None:
         return None
-    first, stride = -part.start % OVERLAP_STRIDE, OVERLAP_STRIDE
+    ranked = _ranked(rows, part)
     width = min(OVERLAP_K if support_ids is None else loss.top_k.k, policy.shape[1])
     overlap = torch.full((policy.shape[0],), torch.nan, dtype=policy.dtype, device=policy.device)
-    looked = policy[first::stride]
+    looked = policy[ranked]
     if looked.shape[0] == 0:
         return overlap
     given = teacher if support_ids is None or loss.ranks_in_chunk else None
-    others = support_ids[first::stride, :width] if given is None else given[first::stride].topk(width, dim=-1).indices
+    others = support_ids[ranked, :width] if given is None else given[ranked].topk(width, dim=-1).indices
     own = looked.topk(width, dim=-1).indices
-    overlap[first::stride] = (own[:, :, None] == others[:, None, :]).any(-1).to(policy.dtype).mean(-1)
+    overlap[ranked] = (own[:, :, None] == others[:, None, :]).any(-1).to(policy.dtype).mean(-1)
     return overlap
+
+
+def _ranked(rows: LossRows, part: slice) -> Tensor:
+    """Row numbers within ``part``, by position and token: the same rows whatever micro-batch they are in."""
+    positions = torch.from_numpy(rows.positions[part]).to(rows.token_ids.device)
+    return ((positions + rows.token_ids[part]) % OVERLAP_STRIDE == 0).nonzero()[:, 0]
 
 
 @torch.no_grad()
@@ -102,9 +113,10 @@ def _record_teacher(loss: StageLoss, rows: LossRows, records: Sequence[ChunkReco
             metrics.add_rows(name, pick(mass))
     overlap = _joined(records, "overlap")
     if overlap is not None:
-        looked = np.arange(0, rows.count, OVERLAP_STRIDE)
-        looked = looked if rows.taught is None else np.intersect1d(looked, rows.taught)
-        metrics.add_rows("teacher/support_overlap", overlap.index_select(0, torch.from_numpy(looked).to(overlap.device)))
+        looked = _ranked(rows, slice(0, rows.count))
+        if taught is not None:
+            looked = looked[torch.isin(looked, taught)]
+        metrics.add_rows("teacher/support_overlap", overlap.index_select(0, looked))
 
 
 def _record_by_position(rows: LossRows, gap: Tensor, metrics: StepMetrics) -> None:

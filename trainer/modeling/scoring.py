@@ -16,8 +16,8 @@ CHUNK_ELEMENTS_CPU = 1 << 20
 """Of one buffer of a chunk: 4 MiB in float32, inside the last-level cache."""
 CHUNK_ROWS_CPU = 256
 """With a larger vocabulary this many rows, past the caches: with fewer the products wait for the head's weights."""
-MAX_ELEMENTS_CPU = 38_000_000
-"""Of all buffers of a chunk together, 152 MB in float32: no vocabulary takes more."""
+MAX_ELEMENTS_CPU = 44_000_000
+"""Of all buffers of a chunk together, 176 MB in float32: no vocabulary takes more."""
 CHUNK_ELEMENTS_CUDA = 1 << 27
 """0.5 GiB in float32; large enough that a chunk's matrix products run at full speed."""
 

@@ -36,9 +36,9 @@ class FullRows:
     probabilities: Tensor
     """[C, V] p"""
     teacher: Tensor
-    """[C, V] log q"""
+    """[C, V] log q; every other divergence reads it"""
     reverse_entries: Tensor
-    """[C, V] p (log p - log q)"""
+    """[C, V] p (log p - log q); a reverse KL without clips reads it"""
     reverse: Tensor
     """[C] their sums, KL(policy || teacher)"""
 

@@ -29,8 +29,9 @@ def k2(policy: Any, reference: Any) -> Any:
 
 
 def k3(policy: Any, reference: Any) -> Any:
-    log_ratio = (reference - policy).clip(-MAX_LOG_RATIO, MAX_LOG_RATIO)
-    return (log_ratio.expm1() if hasattr(log_ratio, "expm1") else np.expm1(log_ratio)) - log_ratio
+    log_ratio = reference - policy
+    held = log_ratio.clip(-MAX_LOG_RATIO, MAX_LOG_RATIO)  # the exponential alone: far from the reference the line still pulls back
+    return (held.expm1() if hasattr(held, "expm1") else np.expm1(held)) - log_ratio
 
 
 KL_ESTIMATORS: dict[str, Callable[[Any, Any], Any]] = {"k1": k1, "k2": k2, "k3": k3}
