@@ -65,7 +65,7 @@ def score_sequences(
 
 
 def _score(model: PolicyModel, part: list[Pair], temperature: float, entropies: bool, device: torch.device) -> RowScores:
-    packed = pack_sequences(part, device=device)
+    packed = pack_sequences(part, device=device, share_prompts=True)
 
     def head_of(hidden: Tensor, head: Tensor) -> RowScores:
         return score_rows(hidden, head, packed.target_ids, temperature=temperature, entropies=entropies)

@@ -21,16 +21,21 @@ from trainer.modeling.scoring import RowScores
 
 
 def batches(requests: Sequence[TeacherRequest], batch_tokens: int) -> Iterator[list[int]]:
-    """Indices of requests, longest first, in runs of one support size and at most ``batch_tokens`` tokens."""
+    """Indices of requests, longest prompts first and equal ones together, in runs of one support size and at most
+    ``batch_tokens`` tokens."""
 
     def shape(index: int) -> tuple[int, int]:
         request = requests[index]
         width = 0 if request.support_ids is None else request.support_ids.shape[1]
         return width, len(request.prompt_token_ids) + len(request.completion_token_ids)
 
+    def order(index: int) -> tuple[int, int, bytes, int]:
+        prompt = requests[index].prompt_token_ids
+        return shape(index)[0], len(prompt), prompt.tobytes(), len(requests[index].completion_token_ids)
+
     batch: list[int] = []
     tokens = 0
-    for index in sorted(range(len(requests)), key=shape, reverse=True):
+    for index in sorted(range(len(requests)), key=order, reverse=True):
         width, length = shape(index)
         if batch and (tokens + length > batch_tokens or width != shape(batch[0])[0]):
             yield batch
@@ -56,7 +61,7 @@ def score_requests(
 def _score_batch(
     teacher: Mixture, requests: list[TeacherRequest], asked: Asked, version: int, device: torch.device
 ) -> Iterator[TeacherScores]:
-    packed = pack_sequences([(r.prompt_token_ids, r.completion_token_ids) for r in requests], device=device)
+    packed = pack_sequences([(r.prompt_token_ids, r.completion_token_ids) for r in requests], device=device, share_prompts=True)
     given = None
     if requests[0].support_ids is not None:
         given = torch.from_numpy(np.concatenate([r.support_ids for r in requests]).astype(np.int64)).to(device)

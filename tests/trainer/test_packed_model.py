@@ -108,3 +108,24 @@ def test_scores_on_given_ids_are_normalised_over_the_full_vocabulary():
     expected = torch.log_softmax(hidden @ head.T / 0.5, -1)
     torch.testing.assert_close(scores.support_logprobs, expected, atol=1e-12, rtol=0)
     torch.testing.assert_close(scores.logprobs, expected[torch.arange(5), torch.arange(5)], atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("config", [{}, {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 0}], ids=["causal", "window"])
+def test_prompts_that_come_again_go_through_the_model_once_and_change_nothing(tmp_path, config):
+    model = PolicyModel.load(save_tiny_model(tmp_path, tied=True, **config), dtype=torch.float64)
+    (first, _), (second, _), *_ = _pairs(2)
+    completions = [completion for _, completion in _pairs(3, lengths=((1, 5), (1, 1), (1, 9), (1, 2), (1, 5)))]
+    pairs = list(zip((first, second, first, first, second), completions, strict=True))
+    alone, shared = pack_sequences(pairs), pack_sequences(pairs, share_prompts=True)
+    assert shared.token_ids.shape[1] == alone.token_ids.shape[1] - 2 * len(first) - len(second)
+    assert torch.equal(shared.target_ids, alone.target_ids) and shared.completion_lengths == alone.completion_lengths
+    torch.testing.assert_close(model.hidden_states(shared), model.hidden_states(alone), atol=1e-12, rtol=0)
+    different = pack_sequences(_pairs(), share_prompts=True)
+    assert different.layout.shared is None
+
+
+def test_shared_prompts_are_not_for_training(tmp_path):
+    model = PolicyModel.load(save_tiny_model(tmp_path, tied=True))
+    (prompt, completion), *_ = _pairs()
+    with pytest.raises(ValueError, match="for scoring only"):
+        model(pack_sequences([(prompt, completion)] * 2, share_prompts=True), lambda hidden, _: hidden)

@@ -111,10 +111,17 @@ def packed_attention(
     """
     if packed_layout is None or attention_mask is not None:
         raise ValueError(f"{PACKED_ATTENTION} needs packed_layout and no attention mask")
-    packed = (part[0].transpose(0, 1) for part in (query, key, value))
+    packed = [part[0].transpose(0, 1) for part in (query, key, value)]
     half = query.is_cuda and query.dtype in (torch.bfloat16, torch.float16)
     attend = _varlen_attention if half else _padded_attention
-    return attend(*packed, packed_layout, scaling, sliding_window)[None], None
+    shared = packed_layout.shared
+    if shared is None:
+        return attend(*packed, packed_layout, scaling, sliding_window)[None], None
+    if torch.is_grad_enabled() and query.requires_grad:
+        raise ValueError(f"{PACKED_ATTENTION}: prompts are shared for scoring only; pack without share_prompts to train")
+    repeated = [part.index_select(0, shared.repeated_from_shared) for part in packed]
+    output = attend(*repeated, packed_layout, scaling, sliding_window)
+    return output.index_select(0, shared.shared_from_repeated)[None], None
 
 
 AttentionInterface.register(PACKED_ATTENTION, packed_attention)

@@ -8,11 +8,21 @@ other sequences of the pack are invisible to it. The last completion token is pr
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SharedPrompts:
+    """Between a pack of U tokens with every prompt once and the same pack of N tokens with every prompt repeated."""
+
+    repeated_from_shared: Tensor
+    """int64 [N]"""
+    shared_from_repeated: Tensor
+    """int64 [U]: one of the places of every token; what attention gives is the same in all of them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,6 +38,9 @@ class SequenceLayout:
     """int64 [N]: index into the padded form for every token of the pack."""
     is_padding: Tensor | None
     """bool [B * L]"""
+    shared: SharedPrompts | None = None
+    """Set where a prompt that several sequences begin with lies in the pack once; all else here then speaks of the pack with
+    every prompt repeated."""
 
     @property
     def num_sequences(self) -> int:
@@ -55,10 +68,13 @@ class PackedSequences:
         return list(torch.split(values, self.completion_lengths))
 
 
-def pack_sequences(pairs: Sequence[tuple[np.ndarray, np.ndarray]], *, device: str | torch.device = "cpu") -> PackedSequences:
+def pack_sequences(
+    pairs: Sequence[tuple[np.ndarray, np.ndarray]], *, device: str | torch.device = "cpu", share_prompts: bool = False
+) -> PackedSequences:
     """Pack (prompt_ids, completion_ids) pairs, both int [>= 1], in the order given.
 
-    Raises ValueError for an empty prompt or completion: the first completion token needs a position that predicts it.
+    ``share_prompts``: equal prompts go through the model once; for scoring only, gradients would be wrong. Raises ValueError
+    for an empty prompt or completion: the first completion token needs a position that predicts it.
     """
     if any(len(prompt) == 0 or len(completion) == 0 for prompt, completion in pairs):
         raise ValueError("a packed sequence needs at least one prompt token and one completion token")
@@ -70,14 +86,35 @@ def pack_sequences(pairs: Sequence[tuple[np.ndarray, np.ndarray]], *, device: st
     row_indices = np.concatenate([np.arange(row, row + count) for row, count in zip(first_rows, completion_lengths, strict=True)])
     position_ids = np.arange(starts[-1]) - np.repeat(starts[:-1], lengths)
     to_device = _transfer(device)
+    layout = _layout(lengths, starts, position_ids, to_device)
+    if share_prompts and (places := _shared_places([prompt for prompt, _ in pairs], starts)) is not None:
+        kept, place = places
+        token_ids, position_ids, row_indices = token_ids[kept], position_ids[kept], place[row_indices]
+        layout = replace(layout, shared=SharedPrompts(repeated_from_shared=to_device(place), shared_from_repeated=to_device(kept)))
     return PackedSequences(
         token_ids=to_device(token_ids)[None],
         position_ids=to_device(position_ids)[None],
-        layout=_layout(lengths, starts, position_ids, to_device),
+        layout=layout,
         row_indices=to_device(row_indices),
         target_ids=to_device(np.concatenate([completion for _, completion in pairs]).astype(np.int64)),
         completion_lengths=completion_lengths,
     )
+
+
+def _shared_places(prompts: Sequence[np.ndarray], starts: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
+    """(tokens of the repeated pack that stay, int64 [U]; the place of each repeated token among them, int64 [N]).
+
+    None where no prompt comes twice.
+    """
+    source = np.arange(starts[-1])
+    first: dict[bytes, int] = {}
+    for start, prompt in zip(starts, prompts, strict=False):
+        earlier = first.setdefault(np.ascontiguousarray(prompt, dtype=np.int64).tobytes(), start)
+        source[start : start + len(prompt)] = np.arange(earlier, earlier + len(prompt))
+    if len(first) == len(prompts):
+        return None
+    kept = np.flatnonzero(source == np.arange(len(source)))
+    return kept, np.searchsorted(kept, source)
 
 
 def _layout(lengths: np.ndarray, starts: np.ndarray, position_ids: np.ndarray, to_device) -> SequenceLayout:
