@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import typer
 
-from api.commands import demo, files, job, log, model, report, service, watch
+from api.commands import demo, drift, files, job, log, model, report, service, watch
 from api.commands.console import EXIT_CODES
 
 app = typer.Typer(
@@ -40,6 +40,7 @@ for command, panel in (
     (log.events, JOBS),
     (files.validate, FILES),
     (files.schema, FILES),
+    (drift.drift, FILES),
 ):
     app.command(rich_help_panel=panel, epilog=EXIT_CODES)(command)
 app.add_typer(model.app, name="model", rich_help_panel=FILES)

@@ -33,7 +33,9 @@ def evaluations_view(record: Any, rows: Sequence[Any]) -> schemas.Evaluations:
 def _retention(job: JobSpec, domains: list[str], cells: dict[tuple[int, str], Any]) -> tuple[dict[str, Any] | None, str | None]:
     """Over the complete rows from the base model on; none before the first stage has its row. Else why there are none."""
     complete: list[dict[str, list[float]]] = []
+    digests: list[dict[str, str | None]] = []
     while all((len(complete), name) in cells for name in domains):
+        digests.append({name: cells[len(complete), name].problems_digest for name in domains})
         complete.append({name: cells[len(complete), name].scores for name in domains})
     if len(complete) < 2:
         return None, None
@@ -41,7 +43,7 @@ def _retention(job: JobSpec, domains: list[str], cells: dict[tuple[int, str], An
 
     trained = [[part.name for part in stage.domains] for stage in job.resolved_stages()[: len(complete) - 1]]
     try:
-        return plain(retention(complete, trained)), None
+        return plain(retention(complete, trained, problem_digests=digests)), None
     except HoldfastError as error:
         return None, error.message
 

@@ -14,6 +14,8 @@ from cluster.spec.recipes import MethodSpec, resolve
 from cluster.spec.stage_refusals import stage_refusals
 from cluster.spec.teachers import ModelFolder
 
+MAX_SAMPLES_PER_PROBLEM = 1024
+
 
 class ModelSpec(ModelFolder):
     """The base model: a local folder, or a Hugging Face id with a revision."""
@@ -103,6 +105,20 @@ class EvaluationSpec(Spec):
     temperature: float = Field(1.0, gt=0.0, le=10.0)
     top_p: float = Field(1.0, gt=0.0, le=1.0)
     max_tokens: Count | None = Field(None, description="longest completion; otherwise the largest of the stages")
+    samples_per_problem: Count = Field(1, le=MAX_SAMPLES_PER_PROBLEM, description="completions of each problem; its score is their mean")
+    pass_at: tuple[Count, ...] = Field((), description="k of pass@k, at most samples_per_problem each")
+    parameter_drift: Literal["evaluations", "stage_ends", "never"] = Field(
+        "evaluations", description="when the weights are compared with the base model's and the stage's first: a few matrix products per weight"
+    )
+
+    @model_validator(mode="after")
+    def _pass_at(self) -> EvaluationSpec:
+        for k in self.pass_at:
+            if k > self.samples_per_problem:
+                raise ValueError(f"pass_at {k} is above samples_per_problem {self.samples_per_problem}; pass@k needs k samples or more")
+            if self.pass_at.count(k) > 1:
+                raise ValueError(f"pass_at has {k} more than once")
+        return self
 
 
 class CheckpointSpec(Spec):

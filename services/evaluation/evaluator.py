@@ -17,6 +17,7 @@ import numpy as np
 
 from cluster.errors import StageError
 from cluster.messages import Completion, GenerationRequest, Problem, Verdict
+from services.evaluation.verifier_version import verifier_version
 
 NUM_SAMPLES = 8
 """Completions kept per domain for people to read."""
@@ -29,7 +30,7 @@ class DomainScores:
 
     domain: str
     scores: np.ndarray
-    """float64 [N], problem by problem; a completion whose verifier failed counts 0 and stays in its place."""
+    """float64 [N], problem by problem, the mean over its samples; a completion whose verifier failed counts 0 in its place."""
     mean: float
     truncation_rate: float
     """Share of completions that ended at the token limit."""
@@ -38,6 +39,10 @@ class DomainScores:
     """How many of the zeros are the verifier's failures."""
     problems_digest: str
     samples: list[dict[str, Any]]
+    """The first completion of the first problems."""
+    samples_per_problem: int
+    passed: np.ndarray
+    """int64 [N]: how many of a problem's samples passed"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,6 +59,15 @@ def problem_seed(job_seed: int, domain: str, index: int) -> int:
     """The sampling seed of one problem: the same on every machine and in every process."""
     digest = hashlib.blake2b(f"evaluation/{job_seed}/{domain}/{index}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") % (1 << SEED_BITS)
+
+
+def spaced_seed(seed: int, samples: int) -> int:
+    """A seed with room for ``samples`` children below 2**31: seeds of two problems are equal or share no child.
+
+    With one sample it is the seed itself.
+    """
+    seed %= (1 << SEED_BITS) // samples * samples
+    return seed - seed % samples
 
 
 class Evaluator:
@@ -73,7 +87,10 @@ class Evaluator:
         seed: int,
         *,
         max_prompt_tokens: int | None = None,
+        samples_per_problem: int = 1,
     ):
+        if samples_per_problem < 1:
+            raise ValueError(f"samples_per_problem is {samples_per_problem}; it must be 1 or more")
         self._pool = pool
         self._verifiers = verifiers
         self._chat = chat
@@ -82,6 +99,7 @@ class Evaluator:
         self._sampling = sampling
         self._seed = seed
         self._max_prompt_tokens = max_prompt_tokens
+        self._samples_per_problem = samples_per_problem
         self._suites: dict[str, Suite] = {}
 
     @property
@@ -93,18 +111,22 @@ class Evaluator:
         """Score some domains, or all: one engine call for all of them, so that the batch stays full to its end."""
         suites = {name: self._suite(name) for name in (self.names if names is None else names)}
         completions = iter(self._pool.generate([request for suite in suites.values() for request in suite.requests], self._sampling))
-        answered = {name: [next(completions)[0] for _ in suite.requests] for name, suite in suites.items()}
+        answered = {name: [one for _ in suite.requests for one in next(completions)] for name, suite in suites.items()}
         texts = {name: [self._chat.decode(completion.token_ids) for completion in of_domain] for name, of_domain in answered.items()}
         tasks = [
             (suite.domain, problem, text)
             for name, suite in suites.items()
-            for problem, text in zip(suite.problems, texts[name], strict=True)
+            for problem, text in zip(self._repeated(suite.problems), texts[name], strict=True)
         ]
         verdicts = iter(self._verifiers.verify(tasks))
         return {
-            name: _domain_scores(name, suite, answered[name], texts[name], [next(verdicts) for _ in suite.problems])
+            name: _domain_scores(name, suite, answered[name], texts[name], [next(verdicts) for _ in texts[name]])
             for name, suite in suites.items()
         }
+
+    def _repeated(self, problems: Sequence[Problem]) -> list[Problem]:
+        """One entry for every completion."""
+        return [problem for problem in problems for _ in range(self._samples_per_problem)]
 
     def _suite(self, name: str) -> Suite:
         if name not in self._suites:
@@ -123,13 +145,13 @@ class Evaluator:
         requests = tuple(
             GenerationRequest(
                 prompt_token_ids=self._chat.prompt_token_ids(problem.messages),
-                num_completions=1,
-                seed=problem_seed(self._seed, name, index),
+                num_completions=self._samples_per_problem,
+                seed=spaced_seed(problem_seed(self._seed, name, index), self._samples_per_problem),
             )
             for index, problem in enumerate(problems)
         )
         self._check_lengths(problems, requests)
-        return Suite(domain=domain, problems=problems, requests=requests, digest=self._digest(problems, requests))
+        return Suite(domain=domain, problems=problems, requests=requests, digest=self._digest(domain, problems, requests))
 
     def _check_lengths(self, problems: tuple[Problem, ...], requests: tuple[GenerationRequest, ...]) -> None:
         for problem, request in zip(problems, requests, strict=True):
@@ -141,9 +163,10 @@ class Evaluator:
                     reason="prompt_too_long",
                 )
 
-    def _digest(self, problems: tuple[Problem, ...], requests: tuple[GenerationRequest, ...]) -> str:
-        """Of everything that two comparable evaluations share: prompts, what is compared with, seeds, sampling."""
+    def _digest(self, domain: Any, problems: tuple[Problem, ...], requests: tuple[GenerationRequest, ...]) -> str:
+        """Of everything that two comparable evaluations share: prompts, what is compared with, seeds, sampling, verifier."""
         digest = hashlib.blake2b(digest_size=8)
+        digest.update(json.dumps([verifier_version(domain), self._samples_per_problem]).encode())
         digest.update(json.dumps(dataclasses.asdict(self._sampling), sort_keys=True).encode())
         for problem, request in zip(problems, requests, strict=True):
             content = [problem.problem_id, problem.messages, problem.solution, problem.answer, request.seed]
@@ -155,7 +178,10 @@ class Evaluator:
 def _domain_scores(
     name: str, suite: Suite, completions: list[Completion], texts: list[str], verdicts: list[Verdict]
 ) -> DomainScores:
+    samples = len(completions) // len(suite.problems)
     scores = np.array([0.0 if verdict.error is not None else verdict.score for verdict in verdicts], dtype=np.float64)
+    passed = np.array([verdict.error is None and verdict.passed for verdict in verdicts], dtype=np.int64)
+    scores, passed = scores.reshape(-1, samples).mean(axis=1), passed.reshape(-1, samples).sum(axis=1)
     return DomainScores(
         domain=name,
         scores=scores,
@@ -164,6 +190,8 @@ def _domain_scores(
         mean_tokens=float(np.mean([len(completion.token_ids) for completion in completions])),
         verifier_errors=sum(verdict.error is not None for verdict in verdicts),
         problems_digest=suite.digest,
+        samples_per_problem=samples,
+        passed=passed,
         samples=[
             {
                 "problem_id": problem.problem_id,
@@ -174,6 +202,8 @@ def _domain_scores(
                 "error": verdict.error or "",
                 "finish_reason": completion.finish_reason,
             }
-            for problem, completion, text, verdict in list(zip(suite.problems, completions, texts, verdicts, strict=True))[:NUM_SAMPLES]
+            for problem, completion, text, verdict in list(
+                zip(suite.problems, completions[::samples], texts[::samples], verdicts[::samples], strict=True)
+            )[:NUM_SAMPLES]
         ],
     )

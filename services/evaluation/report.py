@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from cluster.spec.job import JobSpec, ResolvedStage, evaluation_domains
+from services.evaluation.report_comparisons import comparable, comparisons, pass_at, render_comparisons
 from services.evaluation.retention import CONFIDENCE, RetentionReport, retention
+from services.evaluation.text_tables import signed, table
 
 REPORT_FORMAT = 1
 PARITY_KEY = "parity/max_abs_nats"
@@ -41,17 +43,20 @@ def build_report(
     cells = {(item["row"], item["domain"]): item for item in evaluations if item["at"] == "boundary"}
     domains = [suite.name for suite in evaluation_domains(spec)]
     rows = _complete_rows(cells, domains, most=len(stages) + 1)
-    figures = None
-    if rows:
-        figures = retention(rows, [[part.name for part in stage.domains] for stage in stages])
+    num_rows, notes = comparable(cells, domains, len(rows))
+    rows, names = rows[:num_rows], ["base", *(stage.name for stage in stages)][:num_rows]
+    stage_domains = [[part.name for part in stage.domains] for stage in stages]
+    figures = retention(rows, stage_domains) if rows else None
     points = _by_key(metrics)
     models = _models(stages, checkpoints)
     links = dict(mlflow or {})
     return {
         "format": REPORT_FORMAT,
         "job": {"id": job["id"], "name": job["name"], "seed": spec.seed, "spec_hash": job.get("spec_hash")},
-        "score_matrix": _matrix(domains, ["base", *(stage.name for stage in stages)][: len(rows)], cells, figures),
+        "score_matrix": _matrix(domains, names, cells, figures) | {"notes": notes},
         "retention": _retention(figures),
+        "comparisons": comparisons(rows, names, stage_domains) if len(rows) > 1 else None,
+        "pass_at": pass_at(cells, domains, num_rows, spec.evaluation.pass_at),
         "stages": [_stage(stage, figures, models, links, points) for stage in stages],
         "models": models,
         "parity": _parity(points),
@@ -78,7 +83,7 @@ def _complete_rows(cells: Mapping[tuple[int, str], Mapping[str, Any]], domains: 
 def _matrix(domains: list[str], rows: list[str], cells, figures: RetentionReport | None) -> dict[str, Any]:
     estimates = figures.score_matrix if figures else []
 
-    def table(field: str) -> list[list[Any]]:
+    def column(field: str) -> list[list[Any]]:
         return [[cells[row, name].get(field) for name in domains] for row in range(len(rows))]
 
     return {
@@ -88,8 +93,10 @@ def _matrix(domains: list[str], rows: list[str], cells, figures: RetentionReport
         "low": [[cell.low for cell in row] for row in estimates],
         "high": [[cell.high for cell in row] for row in estimates],
         "num_problems": figures.num_problems if figures else {},
-        "truncation_rate": table("truncation_rate"),
-        "mean_tokens": table("mean_tokens"),
+        "truncation_rate": column("truncation_rate"),
+        "mean_tokens": column("mean_tokens"),
+        "samples_per_problem": column("samples_per_problem"),
+        "problems_digest": column("problems_digest"),
         "confidence": CONFIDENCE,
     }
 
@@ -156,6 +163,7 @@ def render_text(report: Mapping[str, Any]) -> str:
     blocks = [_render_matrix(report["score_matrix"]), _render_stages(report["stages"])]
     if report["retention"] is not None:
         blocks.append(_render_retention(report["retention"]))
+    blocks += render_comparisons(report)
     blocks.append(_render_speed(report))
     return "\n\n".join([f"Job {report['job']['name']} ({report['job']['id']})", *blocks])
 
@@ -165,9 +173,13 @@ def _render_matrix(matrix: Mapping[str, Any]) -> str:
         return "No evaluation is complete yet."
     lines = [["after", *(f"{name} (n={matrix['num_problems'][name]})" for name in matrix["domains"])]]
     for row, name in enumerate(matrix["rows"]):
-        cells = zip(matrix["means"][row], matrix["low"][row], matrix["high"][row], strict=True)
-        lines.append([name, *(f"{mean:.3f} [{low:.3f}, {high:.3f}]" for mean, low, high in cells)])
-    return f"Scores, mean [{matrix['confidence']:.0%} interval]\n" + _table(lines)
+        cells = zip(*(matrix[key][row] for key in ("means", "low", "high", "truncation_rate")), strict=True)
+        lines.append([name, *(f"{mean:.3f} [{low:.3f}, {high:.3f}] cut {_share(cut)}" for mean, low, high, cut in cells)])
+    return f"Scores, mean [{matrix['confidence']:.0%} interval], share of completions cut at the limit\n" + table(lines)
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None else f"{100.0 * value:.1f}%"
 
 
 def _render_stages(stages: Sequence[Mapping[str, Any]]) -> str:
@@ -179,19 +191,19 @@ def _render_stages(stages: Sequence[Mapping[str, Any]]) -> str:
                 stage["recipe"],
                 stage["teacher"] or "-",
                 str(stage["steps"]),
-                _signed(stage["gain"]),
+                signed(stage["gain"]),
                 stage["model"] or "-",
             ]
         )
-    return _table(lines)
+    return table(lines)
 
 
 def _render_retention(figures: Mapping[str, Any]) -> str:
-    lines = [["average score", _signed(figures["average_score"], sign="")]]
-    lines += [[name.replace("_", " "), _signed(figures[name])] for name in ("backward_transfer", "forward_transfer")]
-    lines.append(["forgetting (biased upward)", _signed(figures["forgetting"])])
-    lines += [[f"change from base, {name}", _signed(change)] for name, change in figures["change_from_base"].items()]
-    return _table(lines)
+    lines = [["average score", signed(figures["average_score"], sign="")]]
+    lines += [[name.replace("_", " "), signed(figures[name])] for name in ("backward_transfer", "forward_transfer")]
+    lines.append(["forgetting (biased upward)", signed(figures["forgetting"])])
+    lines += [[f"change from base, {name}", signed(change)] for name, change in figures["change_from_base"].items()]
+    return table(lines)
 
 
 def _render_speed(report: Mapping[str, Any]) -> str:
@@ -204,16 +216,4 @@ def _render_speed(report: Mapping[str, Any]) -> str:
     lines += [[f"seconds per step, {name}", f"{value:.3f}"] for name, value in seconds]
     links = {"the job": report["mlflow"]["job"], **report["mlflow"]["stages"]}
     lines += [[f"MLflow, {name}", link] for name, link in links.items() if link]
-    return _table(lines) if lines else "No steps were recorded."
-
-
-def _signed(estimate: Mapping[str, float] | None, sign: str = "+") -> str:
-    if estimate is None:
-        return "-"
-    return f"{estimate['value']:{sign}.3f} [{estimate['low']:{sign}.3f}, {estimate['high']:{sign}.3f}]"
-
-
-def _table(lines: Sequence[Sequence[str]]) -> str:
-    """Left-aligned columns, two spaces apart."""
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join("  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip() for line in lines)
+    return table(lines) if lines else "No steps were recorded."

@@ -62,6 +62,8 @@ class RetentionReport:
     """Mean over j > 1 of own(j - 1, j) - own(0, j): what earlier stages did for a domain before it was trained on."""
     change_from_base: dict[str, Estimate]
     """R[T, d] - R[0, d] of every domain, suites that no stage trained on included."""
+    last: dict[str, Estimate]
+    """R[T, d] of every domain: the scores after the last row's stage."""
     confidence: float = CONFIDENCE
     num_resamples: int = NUM_RESAMPLES
 
@@ -74,7 +76,7 @@ def retention(
     score_rows: Sequence[Mapping[str, Sequence[float]]],
     stage_domains: Sequence[Sequence[str] | str],
     *,
-    problem_digests: Sequence[Mapping[str, str]] | None = None,
+    problem_digests: Sequence[Mapping[str, str | None]] | None = None,
 ) -> RetentionReport:
     """Figures of a job so far. ``score_rows[r][domain]`` holds float [N] scores; the first row is the base model's.
 
@@ -102,11 +104,12 @@ def retention(
         forgetting=found.get("forgetting", [None])[0],
         forward_transfer=found.get("forward_transfer", [None])[0],
         change_from_base=dict(zip(domains, found["change_from_base"], strict=True)),
+        last=dict(zip(domains, cells[-len(domains) :], strict=True)),
     )
 
 
-def check_comparable(rows: Sequence[Mapping[str, np.ndarray]], problem_digests: Sequence[Mapping[str, str]] | None = None) -> None:
-    """Raise EvaluationError unless every row holds finite scores of the same problems."""
+def check_comparable(rows: Sequence[Mapping[str, np.ndarray]], problem_digests: Sequence[Mapping[str, str | None]] | None = None) -> None:
+    """Raise EvaluationError unless every row holds finite scores of the same problems. A digest that is None is not known."""
     if not rows or not rows[0]:
         raise EvaluationError("there is no evaluation to compare")
     for index, row in enumerate(rows):
@@ -117,10 +120,11 @@ def check_comparable(rows: Sequence[Mapping[str, np.ndarray]], problem_digests: 
                 raise EvaluationError(f"domain {name}: row {index} has scores of {scores.shape} problems, row 0 of {rows[0][name].shape}")
             if not np.isfinite(scores).all():
                 raise EvaluationError(f"domain {name}: row {index} has scores that are not finite")
+    known: dict[str, str] = {}
     for index, digests in enumerate(problem_digests or []):
-        changed = [name for name in rows[0] if digests[name] != problem_digests[0][name]]
+        changed = [name for name in rows[0] if digests[name] is not None and known.setdefault(name, digests[name]) != digests[name]]
         if changed:
-            raise EvaluationError(f"row {index} was measured on other problems, seeds or sampling than row 0: {changed}")
+            raise EvaluationError(f"row {index} was measured on other problems, seeds, sampling or verifier than the rows before: {changed}")
 
 
 def _own_domains(domains: list[str], stage_domains: Sequence[Sequence[str] | str], *, num_stages: int) -> list[list[int]]:

@@ -91,3 +91,8 @@ class EvaluationRecord:
     mean_tokens: float
     scores: list[float]
     created_at: str
+    problems_digest: str | None = None
+    """Of problems, seeds, sampling and verifier; None for rows of before it was kept."""
+    samples_per_problem: int | None = None
+    passed: list[int] | None = None
+    """Per problem, how many of the samples passed."""

@@ -79,6 +79,9 @@ class ResultRows:
         mean_tokens: float,
         scores: list[float],
         at: str,
+        problems_digest: str | None = None,
+        samples_per_problem: int | None = None,
+        passed: list[int] | None = None,
     ) -> None:
         """One measurement; measuring the same thing again replaces it."""
         with self.database.write() as connection:
@@ -94,6 +97,9 @@ class ResultRows:
                     truncation_rate=truncation_rate,
                     mean_tokens=mean_tokens,
                     scores=scores,
+                    problems_digest=problems_digest,
+                    samples_per_problem=samples_per_problem,
+                    passed=passed,
                     created_at=now_text(),
                 )
             )

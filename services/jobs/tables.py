@@ -123,6 +123,9 @@ evaluations = Table(
     Column("mean_tokens", Float, nullable=False),
     Column("scores", JSON, nullable=False),
     Column("created_at", String(40), nullable=False),
+    Column("problems_digest", String(64)),
+    Column("samples_per_problem", Integer),
+    Column("passed", JSON(none_as_null=True)),
 )
 
 api_keys = Table(

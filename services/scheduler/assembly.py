@@ -14,6 +14,7 @@ from rollout.verifiers.pool import VerifierPool
 from services.evaluation.evaluator import Evaluator
 from services.scheduler.evaluations import Evaluations
 from services.scheduler.lead import Lead, LeadParts
+from services.scheduler.side_watch import SideWatch
 from services.teacher.canary import TeacherCanary
 from services.teacher.group import TeacherGroup
 from services.tracking.log import RunLog
@@ -49,6 +50,7 @@ def build_lead(run: JobRun) -> Lead:
         ),
         job.seed,
         max_prompt_tokens=max(stage.max_prompt_tokens for stage in run.stages),
+        samples_per_problem=job.evaluation.samples_per_problem,
     )
     probe_domain = next(iter(domains.values()))
     prompts = [chat.prompt_token_ids(probe_domain.problem("evaluation", index).messages) for index in range(PROBE_PROMPTS)]
@@ -62,6 +64,15 @@ def build_lead(run: JobRun) -> Lead:
         probe=ParityProbe(config["workers"], prompts, max_tokens=min(PROBE_TOKENS, longest)),
         canary=TeacherCanary(),
         evaluations=Evaluations(evaluator, run.link, log),
+        side_watch=SideWatch(
+            run.link,
+            log,
+            chat,
+            base_folder=Path(config["model_folder"]),
+            run_dir=Path(config["run_dir"]),
+            stages=run.stages,
+            when=job.evaluation.parameter_drift,
+        ),
     )
     known = (config["resolved"].get("datasets") or {}).values()
     hashes = {item["path"]: item["sha256"] for item in known if item.get("path") and item.get("sha256")}

@@ -59,6 +59,18 @@ class AttemptCalls:
             )
         return self._store.control(attempt_id)[0]
 
+    def collapse_warning(self, attempt_id: str, warning: dict[str, Any]) -> None:
+        """A sign of collapse was seen, or is over; ``warning`` carries its evidence."""
+        raised = warning["raised"]
+        self._event(
+            attempt_id,
+            "collapse.warning" if raised else "collapse.cleared",
+            f"{warning['code']}: {warning['message']}",
+            level="warning" if raised else "info",
+            stage=warning["stage"],
+            data=warning,
+        )
+
     def evaluated_domains(self, attempt_id: str, row: int) -> list[str]:
         return [
             item.domain
@@ -72,7 +84,7 @@ class AttemptCalls:
             attempt_id,
             "evaluation.completed",
             f"{fields['domain']}: {fields['mean']:.3f} on {fields['num_problems']} problems (row {fields['row']}, {fields['at']})",
-            data={key: value for key, value in fields.items() if key != "scores"},
+            data={key: value for key, value in fields.items() if key not in ("scores", "passed")},
         )
 
     def new_checkpoint_id(self, attempt_id: str) -> str:

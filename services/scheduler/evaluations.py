@@ -65,4 +65,7 @@ class Evaluations:
                 mean_tokens=result.mean_tokens,
                 scores=[float(score) for score in result.scores],
                 at=at,
+                problems_digest=result.problems_digest,
+                samples_per_problem=result.samples_per_problem,
+                passed=[int(count) for count in result.passed],
             )

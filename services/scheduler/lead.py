@@ -41,6 +41,7 @@ class LeadParts:
     probe: Any
     canary: Any
     evaluations: Any
+    side_watch: Any
 
 
 class Lead:
@@ -71,6 +72,7 @@ class Lead:
         self._parity_nats = 0.0
         self._step_started = time.perf_counter()
         self._step_tokens = 0
+        self._step_groups: list[Any] = []
 
     def begin_stage(self, stage: ResolvedStage, *, resumed: bool, snapshot: Path) -> None:
         """Build the stage's source and contexts and anchor its teacher at the published weights."""
@@ -82,6 +84,7 @@ class Lead:
         if stage.composition.needs_reference:
             anchor = "resume" if resumed else ANCHORS[stage.boundary.reference]
             self.parts.teacher.begin_reference(anchor=anchor, snapshot=snapshot, update=self._progress.cursor.updates)
+        self.parts.side_watch.begin_stage(stage, resumed=resumed)
         self.parts.log.stage_start(stage.name, stage.index, self._progress.cursor.global_step)
         self.parts.log.params(stage.name, _headline(stage), global_step=self._progress.cursor.global_step)
         for part in stage.domains:
@@ -139,6 +142,7 @@ class Lead:
 
     def _remember(self, batch: Batch, version: int) -> None:
         rollouts = batch.rollouts
+        self._step_groups = batch.groups
         self._step_tokens = sum(len(rollout.completion.token_ids) for rollout in rollouts)
         staleness = [version - rollout.completion.policy_version for rollout in rollouts if rollout.completion.policy_version]
         self._pack_metrics = {**batch.metrics, "rollout/staleness_versions_max": float(max(staleness, default=0))}
@@ -202,6 +206,7 @@ class Lead:
         }
         values |= {f"seconds/{name}": value for name, value in {**seconds, **self._phases.seconds}.items()}
         cursor = self._progress.cursor
+        values |= self.parts.side_watch.observe(cursor.step, values, self._step_groups)
         self.parts.log.metrics(
             stage=self._stage.name, stage_index=self._stage.index, step=cursor.step, global_step=cursor.global_step, values=values
         )
@@ -210,11 +215,13 @@ class Lead:
             "step_done", self._stage.index, step=cursor.step, total_steps=self._stage.steps, finite=report.finite, summary=summary
         )
 
-    def evaluate_during(self) -> None:
-        """Score the stage's own domains every ``evaluation.every_steps`` steps, the stage's end excepted."""
+    def evaluate_during(self, snapshot: Path | None) -> None:
+        """Score the stage's own domains and measure drift every ``evaluation.every_steps`` steps, the stage's end excepted."""
         every, step = self._job.evaluation.every_steps, self._progress.cursor.step
         if every and step % every == 0 and step < self._stage.steps:
             self.parts.evaluations.during(self._stage, step, self._progress.cursor.global_step)
+            if snapshot is not None:
+                self.parts.side_watch.drift(self._stage, step, self._progress.cursor.global_step, snapshot)
             self._step_started = time.perf_counter()
 
 

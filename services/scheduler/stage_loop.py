@@ -37,7 +37,7 @@ class StageLead(Protocol):
     def check_parity(self, probed, logprobs: list) -> float: ...
     def follow(self, updates: int, snapshot, *, after: int | None = None, ends_batch: bool = True) -> None: ...
     def record(self, report: StepReport, seconds: dict[str, float]) -> str: ...
-    def evaluate_during(self) -> None: ...
+    def evaluate_during(self, snapshot) -> None: ...
 
 
 class World:
@@ -73,7 +73,7 @@ def run_stage(world: World, stage: ResolvedStage) -> None:
                 reason="non_finite_loss",
             )
         # Before the commit: what is evaluated after it would be missing for good after a stop or a crash.
-        ranks.from_lead(lambda: world.lead.evaluate_during())
+        ranks.from_lead(lambda: world.lead.evaluate_during(world.publisher.last_snapshot))
         if outcome != "running":
             world.commit("resume")
             raise StopRequested(outcome)

@@ -157,6 +157,8 @@ class JobRun:
         self.publisher.drain()
         if self.parts.teacher is not None and self.checkpoint is not None:
             self.parts.teacher.load(Path(self.checkpoint) / "teacher")
+        if self.checkpoint is not None:
+            self.parts.side_watch.load(Path(self.checkpoint))
         self.parts.log.rewind(self.progress.cursor.global_step)
 
     def _calibrate_parity(self) -> None:
@@ -202,6 +204,7 @@ class JobRun:
 
         write_record(folder.parent / "reproducibility.json", self.config, stage, self.progress)
         self.parts.evaluations.boundary(stage.index + 1, stage, self.progress.cursor.global_step)
+        self.parts.side_watch.drift(stage, stage.steps, self.progress.cursor.global_step, self.publisher.last_snapshot)
         self.parts.log.checkpoint(
             name=f"{self.job.name}-{stage.name}", uri=str(folder), stage=stage.name, global_step=self.progress.cursor.global_step
         )
@@ -231,6 +234,7 @@ class JobRun:
         if self.parts.teacher is not None:
             (staged / "teacher").mkdir(exist_ok=True)
             self.parts.teacher.save(staged / "teacher")
+        self.parts.side_watch.save(staged)
         cursor = self.progress.cursor
         final = root / checkpoint_id
         digest = seal(staged, final, record={"cursor": cursor.to_dict(), "attempt_id": self.config["attempt_id"]})

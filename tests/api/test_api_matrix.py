@@ -12,8 +12,9 @@ from api.evaluation_matrix import evaluations_view, plain
 from cluster.spec.job import JobSpec
 
 
-def _row(row: int, domain: str, scores: list[float], at: str = "boundary", step: int = 20) -> SimpleNamespace:
+def _row(row: int, domain: str, scores: list[float], at: str = "boundary", step: int = 20, digest: str | None = None) -> SimpleNamespace:
     return SimpleNamespace(
+        problems_digest=digest,
         id=f"ev_{row}_{domain}_{at}_{step}", row=row, at=at, stage_index=row - 1 if row else None, step=step, domain=domain, num_problems=len(scores),
         mean=float(np.mean(scores)), scores=scores, truncation_rate=0.0, mean_tokens=4.0, created_at=None,
     )
@@ -64,6 +65,14 @@ class _Figures:
     matrix: np.ndarray = field(default_factory=lambda: np.array([[1.0, np.nan]]))
     pair: tuple = (1, np.float64(2.5), float("inf"))
     nothing: None = None
+
+
+def test_rows_of_other_problems_are_not_mixed_into_retention(record):
+    half = [0.0, 1.0] * 32
+    rows = [_row(row, name, half, digest="new" if row == 1 else "old") for row in (0, 1) for name in ("arithmetic", "strings")]
+    view = evaluations_view(record, rows)
+    assert view.retention is None and "row 1 was measured on other problems" in view.retention_note
+    assert len(view.score_matrix) == 2
 
 
 def test_arrays_become_lists_and_what_is_not_finite_becomes_null():

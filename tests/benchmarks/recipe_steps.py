@@ -29,6 +29,8 @@ PHASES = (*GENERATION, "context", "teacher", "reference", "pack", "policy_pass",
 WARM_UP_STEPS = 2
 BASELINE = "baseline-"
 BASELINE_PROBLEMS = (8, 16, 24)
+OPTIONS = ("top_entropy", "reference_coefficient", "reason_first_tokens")
+"""Left out: what the job file switches on beside a recipe's defaults, each with a forward pass or a generation of its own."""
 
 
 def job(steps: int) -> dict[str, Any]:
@@ -38,8 +40,10 @@ def job(steps: int) -> dict[str, Any]:
     content["defaults"] |= {"steps": steps, "problems_per_step": 16, "rollouts_per_problem": 8}
     domains = {}
     for stage in content["stages"]:
-        for field in ("steps", "problems_per_step", "rollouts_per_problem"):
+        for field in ("steps", "problems_per_step", "rollouts_per_problem", "updates_per_batch"):
             stage.pop(field, None)
+        for option in OPTIONS:
+            stage["method"].pop(option, None)
         if len(stage["domains"]) == 1:
             domains.setdefault(stage["domains"][0]["name"], stage["domains"])
     baselines = [

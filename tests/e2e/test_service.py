@@ -64,6 +64,15 @@ def test_engines_and_learner_agreed_after_every_publication(service: Service, fi
     assert max(point["value"] for point in points) < 1e-4
 
 
+def test_what_the_job_costs_elsewhere_is_measured_without_being_asked(service: Service, finished: dict):
+    """Drift from the base grows over the stages, drift within the second stage is less; every step was watched for collapse."""
+    base = [point["value"] for point in _metric(service, finished["id"], "drift/base/relative_l2")]
+    stage = [point["value"] for point in _metric(service, finished["id"], "drift/stage/relative_l2")]
+    assert len(base) == len(stage) == 4 and base == sorted(base) and base[0] > 0.0
+    assert stage[:2] == base[:2] and 0.0 < stage[3] < base[3]
+    assert len(_metric(service, finished["id"], "collapse/active")) == 8
+
+
 def test_the_policies_of_the_stages_load_and_differ(finished: dict, service: Service):
     import torch
     from transformers import AutoModelForCausalLM

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import ast
+
 import numpy as np
 import pytest
+from pydantic import TypeAdapter
 
 from cluster.errors import StageError
 from cluster.messages import Problem, Verdict
+from cluster.spec.domains import DomainSpec
+from cluster.spec.job import EvaluationSpec
+from rollout.domains import build_domain
 from rollout.engines.base import EngineSampling
 from rollout.engines.scripted import ScriptedEngine
-from services.evaluation.evaluator import Evaluator, problem_seed
+from services.evaluation.evaluator import Evaluator, problem_seed, spaced_seed
+from services.evaluation.verifier_version import statements, verifier_version
 
 EOS = 99
 SAMPLING = EngineSampling(temperature=1.0, top_p=1.0, max_tokens=4)
@@ -136,3 +143,44 @@ def test_a_prompt_that_is_too_long_is_named():
     with pytest.raises(StageError, match=r"x/evaluation/0 has \d+ tokens, an evaluation prompt may have 0") as raised:
         evaluator.score(["x"])
     assert raised.value.reason == "prompt_too_long"
+
+
+def test_several_samples_of_a_problem_have_seeds_of_their_own_and_the_score_is_their_mean():
+    engine = ScriptedEngine(lambda prompt, seed: [int(prompt[0]) if seed % 4 else 77], eos_token_id=EOS)
+    evaluator = Evaluator(engine, Verifiers(), Chat(), {"x": Numbers("x")}, {"x": 4}, SAMPLING, 5, samples_per_problem=4)
+    found = evaluator.score()["x"]
+    assert found.scores.tolist() == [0.75, 0.75, 0.0, 0.75] and found.passed.tolist() == [3, 3, 0, 3]
+    assert (found.samples_per_problem, found.verifier_errors, len(found.samples)) == (4, 4, 4)
+    assert found.samples[1]["prompt"] == "1" and found.samples[1]["completion"] == "77"
+    assert found.problems_digest != _evaluator()[0].score(["x"])["x"].problems_digest
+
+
+def test_seeds_are_spaced_by_the_samples_and_one_sample_leaves_them_alone():
+    seeds = [problem_seed(7, "x", index) for index in range(100)]
+    assert [spaced_seed(seed, 1) for seed in seeds] == seeds
+    assert all(spaced_seed(seed, 3) % 3 == 0 and spaced_seed(seed, 3) + 2 < 2**31 for seed in [*seeds, 2**31 - 1])
+
+
+def test_another_verifier_has_another_digest_and_a_comment_none():
+    first, comment, other = "def f(x):\n    return x\n", 'def f(x):\n    """Doc."""\n    return x  # why\n', "def f(x):\n    return not x\n"
+    assert statements(ast.parse(first)) == statements(ast.parse(comment)) != statements(ast.parse(other))
+    data = {"kind": "dataset", "path": "d.jsonl", "columns": {"problem": "q", "answer": "a"}}
+    versions = {verifier_version(build_domain(_spec(domain), name="x", seed=0)) for domain in (
+        {"kind": "arithmetic", "digits": 2},
+        {"kind": "strings", "operation": "sort"},
+        {**data, "verifier": {"kind": "exact_match"}},
+        {**data, "verifier": {"kind": "math_equivalence"}},
+    )}
+    assert len(versions) == 4
+    assert verifier_version(build_domain(_spec({"kind": "arithmetic", "digits": 3}), name="y", seed=1)) in versions
+
+
+def _spec(domain):
+    return TypeAdapter(DomainSpec).validate_python(domain)
+
+
+@pytest.mark.parametrize(("fields", "match"), [({"pass_at": [2]}, "pass_at 2"), ({"samples_per_problem": 4, "pass_at": [2, 2]}, "more than once")])
+def test_pass_at_needs_the_samples(fields, match):
+    with pytest.raises(ValueError, match=match):
+        EvaluationSpec.model_validate(fields)
+    assert EvaluationSpec.model_validate({"samples_per_problem": 4, "pass_at": [1, 4]}).pass_at == (1, 4)

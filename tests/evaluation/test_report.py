@@ -101,3 +101,46 @@ def test_the_text_holds_the_figures_that_the_report_holds():
     assert "+0.750 [" in next(line for line in text.splitlines() if line.startswith("sort") and "sdpo" in line)
     assert "-0.250 [" in next(line for line in text.splitlines() if line.startswith("backward transfer"))
     assert "2.00e-06 nats in 4 probes" in text and "http://m/#1" in text and "/runs/job_1/stages/1-sort/policy" in text
+
+
+def _sampled(digests=("d", "d", "d")):
+    found = [item for item in _evaluations() if item["at"] == "boundary"]
+    for item in found:
+        item |= {"problems_digest": digests[item["row"]], "samples_per_problem": 4, "passed": [int(4 * score) for score in item["scores"]]}
+    return found
+
+
+def test_the_report_compares_rows_and_shows_pass_at_k():
+    job = {**JOB, "spec": {**SPEC, "evaluation": {"samples_per_problem": 4, "pass_at": [1, 4]}}}
+    report = build_report(job, _sampled(), CHECKPOINTS)
+    assert report["score_matrix"]["notes"] == [] and report["score_matrix"]["problems_digest"] == [["d", "d"]] * 3
+    assert report["retention"]["last"]["sort"]["value"] == 1.0
+    assert report["comparisons"]["relative"]["percent_of_base"][2]["add"]["value"] == pytest.approx(100.0)
+    assert report["comparisons"]["relative"]["forgetting"][1]["sort"]["value"] == pytest.approx(50.0)
+    assert report["comparisons"]["out_of_domain"] is None
+    tests = {(*test["rows"], test["domain"]): test for test in report["comparisons"]["paired_tests"]}
+    assert tests[0, 2, "sort"]["num_gained"] == 4 and tests[0, 2, "sort"]["p_value"] == pytest.approx(0.125)
+    assert report["pass_at"]["k"] == [1, 4] and report["pass_at"]["estimates"][0][2][0]["value"] == 0.5
+    assert json.loads(json.dumps(report, allow_nan=False)) == report
+    text = render_text(report)
+    assert text.isascii() and "+100.0% [" in text and "pass@k" in text and "cut 12.5%" in text and "mcnemar_exact" in text
+
+
+def test_a_row_of_other_problems_is_left_out_and_the_text_says_so():
+    report = build_report(JOB, _sampled(("d", "d", "e")), CHECKPOINTS)
+    assert report["score_matrix"]["rows"] == ["base", "add"] and len(report["comparisons"]["relative"]["gain"]) == 2
+    assert "row 2 and later ones are left out" in render_text(report)
+    assert report["stages"][1]["gain"] is None
+
+
+def test_rows_of_before_digests_are_taken_with_a_note():
+    report = build_report(JOB, _evaluations(), CHECKPOINTS)
+    assert len(report["score_matrix"]["rows"]) == 3 and "rows [0, 1, 2] have no digest" in report["score_matrix"]["notes"][0]
+
+
+def test_a_report_of_before_these_sections_is_still_shown():
+    report = build_report(JOB, _evaluations(), CHECKPOINTS)
+    for name in ("comparisons", "pass_at"):
+        report.pop(name)
+    report["score_matrix"].pop("notes")
+    assert "0.750 [" in render_text(report)

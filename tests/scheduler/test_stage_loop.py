@@ -78,7 +78,10 @@ class Parts:
         self.recorded += 1
         return "paused" if self.recorded == self._stop_after else "running"
 
-    def evaluate_during(self):
+    last_snapshot = "newest"
+
+    def evaluate_during(self, snapshot):
+        assert snapshot == "newest"
         self.calls.append("evaluate")
 
     def commit(self, kind):

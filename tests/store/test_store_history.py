@@ -124,6 +124,14 @@ def test_an_evaluation_is_kept_once_per_point(store, attempt):
     }
 
 
+def test_an_evaluation_remembers_what_it_was_measured_on_and_old_rows_do_not(store, attempt):
+    fields = {"stage_index": None, "step": 0, "num_problems": 2, "truncation_rate": 0.0, "mean_tokens": 3.5, "mean": 0.5, "scores": [0.25, 0.75], "at": "boundary"}
+    store.record_evaluation(attempt.id, row=0, domain="old", **fields)
+    store.record_evaluation(attempt.id, row=0, domain="sums", problems_digest="abc", samples_per_problem=4, passed=[1, 3], **fields)
+    found = {item.domain: (item.problems_digest, item.samples_per_problem, item.passed) for item in store.list_evaluations(attempt.job_id)}
+    assert found == {"old": (None, None, None), "sums": ("abc", 4, [1, 3])}
+
+
 def test_keys_are_checked_whole(store):
     assert store.num_api_keys() == 0
     key, other = store.create_api_key("first"), store.create_api_key("second")

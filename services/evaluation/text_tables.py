@@ -1,0 +1,26 @@
+"""Tables and figures with intervals as plain text."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+
+def table(lines: Sequence[Sequence[str]]) -> str:
+    """Left-aligned columns, two spaces apart."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join("  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip() for line in lines)
+
+
+def signed(estimate: Mapping[str, float] | None, sign: str = "+") -> str:
+    """Value and interval; ``-`` where there is none."""
+    if estimate is None:
+        return "-"
+    return f"{estimate['value']:{sign}.3f} [{estimate['low']:{sign}.3f}, {estimate['high']:{sign}.3f}]"
+
+
+def percent(estimate: Mapping[str, float | None] | None) -> str:
+    """A relative change that is in percent already; ``inf`` for an unbounded end."""
+    if estimate is None:
+        return "-"
+    low, high = (f"{bound:+.1f}" if bound is not None else "inf" for bound in (estimate["low"], estimate["high"]))
+    return f"{estimate['value']:+.1f}% [{low}, {high}]"

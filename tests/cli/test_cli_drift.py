@@ -1,0 +1,70 @@
+"""``holdfast drift``: two folders, a series, JSON, and refusals. No service runs."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+ROOT = Path(__file__).resolve().parents[2]
+PEBBLE = ROOT / "deploy" / "models" / "pebble"
+
+
+@pytest.fixture
+def scaled(tmp_path):
+    """``scaled(factor)``: pebble's weights times a factor, in a folder."""
+
+    def write(factor: float) -> Path:
+        folder = tmp_path / f"times-{factor}"
+        folder.mkdir()
+        save_file(
+            {name: value * factor for name, value in load_file(PEBBLE / "model.safetensors").items()},
+            folder / "model.safetensors",
+        )
+        return folder
+
+    return write
+
+
+def test_json(holdfast, scaled):
+    result = holdfast("drift", PEBBLE, scaled(1.5), "-o", "json", "--k", "4")
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    assert found["aggregates"]["all"]["nss"]["median"] == pytest.approx(0.5, rel=1e-6)
+    assert {row.get("k") for row in found["matrices"]} == {4, None}
+
+
+def test_series_and_text(holdfast, scaled):
+    half, double = scaled(1.5), scaled(2.0)
+    found = json.loads(holdfast("drift", PEBBLE, half, "--series", double, "-o", "json").stdout)
+    assert [each["after"] for each in found["comparisons"]] == [str(half), str(double)]
+    assert found["comparisons"][1]["aggregates"]["all"]["relative_l2"]["pooled"] == pytest.approx(1.0, rel=1e-6)
+    text = holdfast("drift", PEBBLE, half, "--series", double, "--top", "3").stdout
+    assert "5.000e-01" in text and "1.000e+00" in text and "the 3 of 46 tensors that moved most" in text
+
+
+def test_refusals_name_the_field(holdfast, tmp_path, scaled):
+    result = holdfast("drift", PEBBLE, tmp_path / "nowhere", "-o", "json")
+    assert result.exit_code == 2
+    (fault,) = json.loads(result.stdout)["error"]["faults"]
+    assert fault["pointer"] == "path" and "nowhere" in fault["detail"]
+    small = tmp_path / "small"
+    small.mkdir()
+    save_file({"model.norm.weight": torch.ones(3)}, small / "model.safetensors")
+    result = holdfast("drift", PEBBLE, small)
+    assert result.exit_code == 2 and "tensor names" in result.output
+    result = holdfast("drift", PEBBLE, scaled(1.0), "--alpha", "1.5")
+    assert result.exit_code == 2 and "alpha" in result.output
+
+
+def test_help_loads_no_torch():
+    program = "import sys, api.cli; print('torch' in sys.modules)"
+    assert (
+        subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+        == "False"
+    )

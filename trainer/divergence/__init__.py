@@ -1,0 +1,1 @@
+"""How far a policy's answers are from those of another model."""
