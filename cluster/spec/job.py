@@ -157,17 +157,6 @@ class JobSpec(Spec):
                 raise ValueError(f"duplicate stage name {name!r}; every stage needs its own")
         return self
 
-    @model_validator(mode="after")
-    def _earlier_stages(self) -> JobSpec:
-        for index, stage in enumerate(self.stages):
-            before = [past.name for past in self.stages[:index]]
-            if stage.replay is not None and not before:
-                raise ValueError(f"stage {stage.name!r} replays earlier stages, but it is the first")
-            for name in (stage.replay.stages or ()) if stage.replay is not None else ():
-                if name not in before:
-                    raise ValueError(f"stage {stage.name!r} replays stage {name!r}; earlier stages are {before}")
-        return self
-
     def resolved_stages(self) -> tuple[ResolvedStage, ...]:
         return tuple(resolve_stage(self, index) for index in range(len(self.stages)))
 
@@ -210,7 +199,7 @@ class ResolvedStage(Spec):
 
 def resolve_stage(job: JobSpec, index: int) -> ResolvedStage:
     stage, defaults = job.stages[index], job.defaults
-    domains = _with_replay(job, index)
+    domains = with_replay(job, index)
     filled: dict[str, Any] = {
         field: getattr(stage, field) if getattr(stage, field) is not None else getattr(defaults, field)
         for field in Defaults.model_fields
@@ -224,7 +213,7 @@ def own_domains(stage: StageSpec) -> tuple[WeightedDomain, ...]:
     return stage.domains or (WeightedDomain(name=stage.name, domain=stage.domain),)
 
 
-def _with_replay(job: JobSpec, index: int) -> tuple[WeightedDomain, ...]:
+def with_replay(job: JobSpec, index: int) -> tuple[WeightedDomain, ...]:
     """The stage's own domains, and with replay those of earlier stages, which share the replayed part evenly."""
     stage = job.stages[index]
     own = own_domains(stage)

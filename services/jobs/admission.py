@@ -14,7 +14,14 @@ from cluster.placement import plan_layout
 from cluster.spec.job import JobSpec, ResolvedStage
 from services.jobs.data_sets import check_data_sets
 from services.jobs.faults import Fault, pointer, show
-from services.jobs.method_budgets import check_budget, check_evaluation_length, check_kept_teachers, check_lengths, check_support
+from services.jobs.method_budgets import (
+    check_budget,
+    check_evaluation_length,
+    check_kept_teachers,
+    check_lengths,
+    check_stage_replay,
+    check_support,
+)
 from services.jobs.method_files import check_replayed, check_teacher_models
 from services.jobs.model_files import check_model
 
@@ -36,7 +43,7 @@ def check_environment(spec: JobSpec, *, base_dir: Path, cluster: dict[str, float
             faults += check_lengths(spec, stage, facts) + check_support(stage, facts)
     if facts is not None:
         faults += check_evaluation_length(spec, stages, facts)
-    faults += _check_suite_names(spec) + check_kept_teachers(stages)
+    faults += _check_suite_names(spec) + check_kept_teachers(stages) + check_stage_replay(spec)
     more, teachers = check_teacher_models(spec, stages, base_dir, resolved.get("model_path") if whole else None)
     others, replayed = check_replayed(stages, base_dir)
     resolved |= teachers | replayed

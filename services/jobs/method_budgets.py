@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 from cluster.spec.contexts import SiblingSolution, UserTemplate
 from cluster.spec.experience import PolicyExperience
-from cluster.spec.job import JobSpec, ResolvedStage, context_tokens
+from cluster.spec.job import JobSpec, ResolvedStage, context_tokens, own_domains, with_replay
 from cluster.spec.masks import PatternMask, SkipFirstMask, SpecialTokensMask
 from cluster.spec.objectives import PolicyGradient
 from cluster.spec.teachers import PerDomainTeacher
@@ -41,6 +41,25 @@ def check_kept_teachers(stages: tuple[ResolvedStage, ...]) -> list[Fault]:
             )
             found.append(Fault(pointer(("stages", stage.index, "boundary", "teacher")), detail, "no_teacher_to_keep"))
         last = stage
+    return found
+
+
+def check_stage_replay(spec: JobSpec) -> list[Fault]:
+    """``replay`` of stages that do not come before, or of domains that the stage trains on anyway."""
+    found: list[Fault] = []
+    for index, stage in enumerate(spec.stages):
+        if stage.replay is None:
+            continue
+        at, before = ("stages", index, "replay"), [past.name for past in spec.stages[:index]]
+        if not before:
+            found.append(Fault(pointer(at), f"stage {stage.name!r} is the first, there is nothing to replay; remove replay", "nothing_to_replay"))
+            continue
+        unknown = [name for name in stage.replay.stages or () if name not in before]
+        for name in unknown:
+            found.append(Fault(pointer((*at, "stages")), f"{show(name)} is not an earlier stage; allowed: {', '.join(before)}", "nothing_to_replay"))
+        if not unknown and len(with_replay(spec, index)) == len(own_domains(stage)):
+            detail = f"stage {stage.name!r} trains on every domain that it would replay; remove replay, or name other stages"
+            found.append(Fault(pointer(at), detail, "nothing_to_replay"))
     return found
 
 

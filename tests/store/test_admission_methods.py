@@ -306,3 +306,21 @@ def test_one_teacher_cannot_be_kept_of_several(home, boundary, refused):
     stages = [stage(method=several), stage("between"), stage("u", method=one, boundary={"teacher": boundary})]
     found, _ = check(home, job(stages=stages))
     assert list(found) == ([("/stages/2/boundary/teacher", "no_teacher_to_keep")] if refused else [])
+
+
+@pytest.mark.parametrize(
+    ("stages", "pointer", "words"),
+    [
+        ([stage("a", replay={"share": 0.1})], "/stages/0/replay", "is the first"),
+        ([stage("a"), stage("b", replay={"share": 0.1, "stages": ["c"]})], "/stages/1/replay/stages", "'c' is not an earlier stage; allowed: a"),
+        ([stage("a"), stage("b", domain=None, domains=[{"name": "a", "domain": {"kind": "arithmetic"}}], replay={"share": 0.1})],
+         "/stages/1/replay", "trains on every domain that it would replay"),
+    ],
+)
+def test_a_stage_replays_domains_of_earlier_stages_only(home, stages, pointer, words):
+    found, _ = check(home, job(stages=stages))
+    assert list(found) == [(pointer, "nothing_to_replay")] and words in found[pointer, "nothing_to_replay"]
+
+
+def test_replay_of_an_earlier_domain_is_let_in(home):
+    assert check(home, job(stages=[stage("a"), stage("b", domain={"kind": "tool_call"}, replay={"share": 0.1})]))[0] == {}
