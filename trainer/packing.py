@@ -51,7 +51,7 @@ def pack(
     expected_teacher_version: int | None = None,
     reference_logprobs: Mapping[str, np.ndarray] | None = None,
     policy_scores: Mapping[str, Any] | None = None,
-    masked_token_ids: frozenset[int] = frozenset(),
+    masked_token_ids: Mapping[str, frozenset[int]] | None = None,
 ) -> PackedBatch:
     """Build samples, drop dead ones, deal the rest to updates, ranks and micro-batches of ``micro_batch_tokens`` tokens.
 
@@ -67,7 +67,7 @@ def pack(
         table=table,
         reference_logprobs=reference_logprobs,
         policy_scores=policy_scores,
-        masked_token_ids=masked_token_ids,
+        masked_token_ids=masked_token_ids or {},
         keep_old_logprobs=updates > 1 and policy_scores is not None,
     )
     tally = BatchTally(composition)
@@ -119,9 +119,13 @@ def _shaped_score(rollout: Rollout, verdict: Verdict, inputs: BatchInputs, tally
 
 
 def _deal(candidates: Sequence[Candidate], num_groups: int, updates: int) -> list[int]:
-    """The update of every candidate: whole groups in turn where there are enough of them, else rollouts in turn."""
-    by_group = num_groups >= updates
-    return [(candidate.group if by_group else index) % updates for index, candidate in enumerate(candidates)]
+    """The update of every candidate: runs of whole groups where there are enough of them, else of rollouts.
+
+    Runs, not turns: the groups of a mixture alternate between its domains, and every update should see all of them.
+    """
+    if num_groups >= updates:
+        return [candidate.group * updates // num_groups for candidate in candidates]
+    return [index * updates // len(candidates) for index in range(len(candidates))]
 
 
 def _shards(

@@ -43,7 +43,13 @@ class BatchInputs:
     table: TokenTable | None
     reference_logprobs: Mapping[str, np.ndarray] | None
     policy_scores: Mapping[str, Any] | None
-    masked_token_ids: frozenset[int]
+    masked_token_ids: Mapping[str, frozenset[int]]
+    """By domain; the empty name is that of a stage's only teacher."""
+
+    def masked_of(self, problem_id: str) -> frozenset[int]:
+        """Ids that the teacher of a problem's domain does not share with the policy."""
+        own = self.masked_token_ids.get("", frozenset())
+        return self.masked_token_ids.get(problem_id.split("/", 1)[0], own)
     keep_old_logprobs: bool
     """Whether a later update of the batch must know the policy before the first."""
 
@@ -103,9 +109,10 @@ def _view(candidate: Candidate, inputs: BatchInputs) -> CompletionView:
 
 def _comparable(candidate: Candidate, inputs: BatchInputs, tally: BatchTally) -> np.ndarray | None:
     """bool [T]: the tokens by which teacher and policy mean the same text; None for all, or without a target."""
-    if not inputs.masked_token_ids or candidate.scores is None:
+    masked = inputs.masked_of(candidate.rollout.problem_id)
+    if not masked or candidate.scores is None:
         return None
-    comparable = ~np.isin(candidate.rollout.completion.token_ids, sorted(inputs.masked_token_ids))
+    comparable = ~np.isin(candidate.rollout.completion.token_ids, sorted(masked))
     tally.add_vocabulary(len(comparable), int((~comparable).sum()))
     return comparable
 

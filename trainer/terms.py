@@ -45,6 +45,11 @@ class LossTerm:
         return self.needs_teacher and self.kind != "policy_gradient"
 
     @property
+    def has_own_ratio(self) -> bool:
+        """Whether the objective itself carries the policy before the batch's first update to the policy now."""
+        return self.kind == "policy_gradient" and self.ratio_base == "policy"
+
+    @property
     def metric_names(self) -> tuple[str, ...]:
         own = objective_metrics(self.spec)
         weighed = () if self.importance_cap is None else ("importance_mean", "importance_capped_share")

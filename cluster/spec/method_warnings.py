@@ -82,7 +82,7 @@ def _restarts(stage: ResolvedStage) -> Iterator[str]:
 
 
 def _truncated_estimates(stage: ResolvedStage) -> Iterator[str]:
-    if not stage.sampling.is_truncated or stage.composition.experience.kind != "policy":
+    if not stage.sampling.is_truncated or stage.composition.experience.kind == "demonstrations":
         return
     biased = [
         term.name

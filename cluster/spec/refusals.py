@@ -114,6 +114,13 @@ def _mixes(composition: Composition) -> Iterator[str]:
 
 
 def _experience(composition: Composition) -> Iterator[str]:
+    cut = getattr(composition.experience, "prefix", None) is not None
+    names = [term.name for term in composition.terms if any(mask.kind == "truncated" for mask in term.masks)] if cut else []
+    if names:
+        yield (
+            f"experience.prefix cuts completions, and the truncated mask of terms {names} drops those that were cut: nothing is left to learn "
+            "from; remove the mask, or the prefix"
+        )
     if not isinstance(composition.experience, DemonstrationExperience):
         return
     wrong = [term.name for term in composition.terms if not isinstance(term.objective, CrossEntropy | EntropyBonus)]

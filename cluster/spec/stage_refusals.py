@@ -22,7 +22,7 @@ def stage_refusals(stage: ResolvedStage) -> list[str]:
 def _truncated_sampling(stage: ResolvedStage) -> Iterator[str]:
     """top_p and top_k: the engine's record is renormalised in the nucleus, so it is no probability of the policy."""
     composition, sampling = stage.composition, stage.sampling
-    if not sampling.is_truncated or composition.experience.kind != "policy":
+    if not sampling.is_truncated or composition.experience.kind == "demonstrations":
         return
     words = f"top_p {sampling.top_p:g} / top_k {sampling.top_k}"
     corrected = [term.name for term in composition.terms if term.importance_cap is not None]
@@ -36,6 +36,12 @@ def _truncated_sampling(stage: ResolvedStage) -> Iterator[str]:
             f"a teacher's advantage is log q - log p of the rollout, which {words} renormalise; "
             "use a top_k support with reverse_kl, or top_p 1 and no top_k"
         )
+    gradients = [term.name for term in composition.terms if isinstance(term.objective, PolicyGradient)]
+    if composition.experience.kind == "replayed" and gradients:
+        yield (
+            f"terms {gradients} learn from another policy's rollouts and need the ratio to its probabilities, which {words} renormalise; "
+            "record with top_p 1 and no top_k, or use a divergence on a support"
+        )
     if composition.advantage.reference_penalty is not None:
         yield (
             f"advantage.reference_penalty compares with the rollout's probabilities, which {words} renormalise; "
@@ -45,7 +51,7 @@ def _truncated_sampling(stage: ResolvedStage) -> Iterator[str]:
 
 def _rollout_support(stage: ResolvedStage) -> Iterator[str]:
     wanted, sampling = stage.composition.rollout_support_k, stage.sampling
-    if wanted and sampling.top_k is not None and wanted > sampling.top_k and stage.composition.experience.kind == "policy":
+    if wanted and sampling.top_k is not None and wanted > sampling.top_k and stage.composition.experience.kind != "demonstrations":
         yield (
             f"a support of the rollout's {wanted} most likely ids, but sampling.top_k {sampling.top_k} leaves the engine that many with a "
             f"probability; use k of at most {sampling.top_k}, or support_from policy or teacher"
@@ -53,7 +59,10 @@ def _rollout_support(stage: ResolvedStage) -> Iterator[str]:
 
 
 def _updates(stage: ResolvedStage) -> Iterator[str]:
-    completions = stage.problems_per_step * stage.rollouts_per_problem
+    per_problem = {"policy": stage.rollouts_per_problem, "demonstrations": 1}.get(stage.composition.experience.kind)
+    if per_problem is None:
+        return  # replayed: as many as were recorded
+    completions = stage.problems_per_step * per_problem
     if stage.updates_per_batch > completions:
         yield f"updates_per_batch {stage.updates_per_batch} is more than the {completions} completions of a step; use at most {completions}"
 

@@ -33,13 +33,15 @@ def check_kept_teachers(stages: tuple[ResolvedStage, ...]) -> list[Fault]:
         teacher = stage.composition.teacher
         if teacher is None:
             continue
-        several = last is not None and isinstance(last.composition.teacher, PerDomainTeacher)
-        if several and stage.boundary.teacher == "keep" and not isinstance(teacher, PerDomainTeacher):
-            detail = (
-                f"keep is not possible: stage {last.name!r} has a teacher for each domain, stage {stage.name!r} has one for all; "
-                "allowed: re_anchor, reset, or a per_domain teacher here"
-            )
-            found.append(Fault(pointer(("stages", stage.index, "boundary", "teacher")), detail, "no_teacher_to_keep"))
+        before = last.composition.teacher if last is not None else None
+        if isinstance(before, PerDomainTeacher) and stage.boundary.teacher == "keep":
+            new = set(teacher.teachers) - set(before.teachers) if isinstance(teacher, PerDomainTeacher) else {"all domains"}
+            if new:
+                detail = (
+                    f"keep is not possible: stage {last.name!r} has teachers of {sorted(before.teachers)}, stage {stage.name!r} asks for one of "
+                    f"{sorted(new)}; allowed: re_anchor, reset, or teachers of the same domains"
+                )
+                found.append(Fault(pointer(("stages", stage.index, "boundary", "teacher")), detail, "no_teacher_to_keep"))
         last = stage
     return found
 

@@ -92,8 +92,8 @@ class Batches:
         if composition.teacher is not None:
             self._contexts = StageContexts(composition, parts.chat, self._generate_words, job_seed=job.seed, stage_index=stage.index)
         self._head: tuple[int, np.ndarray] | None = None
-        self.masked_token_ids: frozenset[int] = frozenset()
-        """Of a teacher whose vocabulary differs in special ids."""
+        self.masked_token_ids: dict[str, frozenset[int]] = {}
+        """By domain, of a teacher whose vocabulary differs in special ids."""
 
     def close(self) -> None:
         """Let go of processes that the contexts hold."""

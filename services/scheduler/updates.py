@@ -39,9 +39,10 @@ def _follow_snapshot(world: World, applied: int) -> None:
 
 
 def merged(reports: Sequence[StepReport]) -> StepReport:
-    """One report of several updates: means over those that have a metric; finite if all are, applied if any is."""
+    """One report of several updates: means over those that had a live sample; finite if all are, applied if any is."""
     if len(reports) == 1:
         return reports[0]
+    everyone, reports = reports, [report for report in reports if report.metrics.get("samples/live", 1.0) > 0] or reports
     names = dict.fromkeys(name for report in reports for name in report.metrics)
     metrics: dict[str, Any] = {}
     for name in names:
@@ -52,9 +53,9 @@ def merged(reports: Sequence[StepReport]) -> StepReport:
         reports[-1],
         loss=_mean([report.loss for report in reports]),
         gradient_norm=_mean([report.gradient_norm for report in reports]),
-        applied=any(report.applied for report in reports),
-        finite=all(report.finite for report in reports),
-        metrics=metrics,
+        applied=any(report.applied for report in everyone),
+        finite=all(report.finite for report in everyone),
+        metrics={**metrics, "step/updates_applied": float(sum(report.applied for report in everyone))},
     )
 
 

@@ -9,7 +9,7 @@ published snapshots, and compares with what the teacher reports after every foll
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +38,9 @@ class Follow:
     """Batches of the stage that were followed."""
     before: int | None = None
     """The update that the teacher was at before the last one that it followed; None before the first of a stage."""
-    masked_token_ids: frozenset[int] = frozenset()
-    """Ids that mean another token to an external teacher, or none: their weight in every teacher term must be 0."""
+    masked_token_ids: dict[str, frozenset[int]] = field(default_factory=dict)
+    """By domain (the empty name: the only teacher), ids that mean another token to an external teacher, or none: their weight in
+    every teacher term must be 0. Domains without such ids are left out."""
 
 
 def canary_names(names: list[str]) -> list[str]:

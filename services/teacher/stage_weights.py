@@ -57,10 +57,10 @@ class StageWeights:
         if anchor == "policy" and snapshot is None:
             raise ValueError("anchor 'policy' needs the snapshot to anchor at")
         own = {own_set(domain): single for domain, single in singles.items() if own_set(domain) in wanted}
-        masked = self._check_vocabularies(spec)
+        masked = {domain: self._check_vocabularies(single) for domain, single in singles.items()}
         self._hold(own, wanted, self._continued(own, anchor, update), anchor=anchor, snapshot=snapshot)
         self._spec, self._singles = spec, singles
-        self.teachers = {domain: self._mixture(of_teacher, masked) for domain, of_teacher in parts.items()}
+        self.teachers = {domain: self._mixture(of_teacher, masked[domain]) for domain, of_teacher in parts.items()}
         self.follows = self.follows if anchor == "resume" else 0
         self._before, self._inside_batch = None, False
         self.anchored, self.version = True, update
@@ -98,7 +98,13 @@ class StageWeights:
                 "keep; use re_anchor or reset",
                 reason="teacher_stale",
             )
-        return POLICY if POLICY in self.sets and not others else None
+        if others:
+            raise TeacherError(
+                f"boundary.teacher keep: the stage before had teachers of {sorted(others)} and none of {name}, so it has no weights to keep; "
+                "use re_anchor or reset",
+                reason="teacher_stale",
+            )
+        return POLICY if POLICY in self.sets else None
 
     def _hold(
         self, own: Mapping[str, Any], wanted: set[str], continued: dict[str, str | None], *, anchor: Anchor, snapshot: Path | None
@@ -150,10 +156,10 @@ class StageWeights:
 
     # -- other models ------------------------------------------------------------------------------------------------
 
-    def _check_vocabularies(self, spec: Any) -> frozenset[int]:
-        """The ids on which an external model of the stage differs. Raises TeacherError ``teacher_vocabulary``."""
+    def _check_vocabularies(self, single: Any) -> frozenset[int]:
+        """The ids on which an external model of a teacher differs. Raises TeacherError ``teacher_vocabulary``."""
         masked: frozenset[int] = frozenset()
-        for key in map(external_key, external_teachers(spec)):
+        for key in map(external_key, external_teachers(single)):
             if key not in self._masked:
                 answer = compare_vocabularies(self._policy.folder, self._folder_of(key))
                 if isinstance(answer, str):
@@ -221,7 +227,7 @@ class StageWeights:
             teacher_version=self.version,
             canary=canary_of_sets({name: held.state for name, held in self.sets.items()}),
             follows=self.follows,
-            masked_token_ids=frozenset().union(*(teacher.masked_token_ids for teacher in self.teachers.values())),
+            masked_token_ids={domain: teacher.masked_token_ids for domain, teacher in self.teachers.items() if teacher.masked_token_ids},
         )
 
     def release_unanchored(self) -> WeightSet | None:

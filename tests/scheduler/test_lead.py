@@ -37,10 +37,10 @@ def lead_with(**parts) -> Lead:
     ("boundary", "resumed", "anchor"), [("keep", False, "keep"), ("re_anchor", False, "policy"), ("reset", False, "base"), ("reset", True, "resume")]
 )
 def test_a_stage_boundary_anchors_the_teacher_as_the_job_file_says(boundary, resumed, anchor):
-    teacher = Recorder(begin_stage=SimpleNamespace(masked_token_ids=frozenset({3})))
+    teacher = Recorder(begin_stage=SimpleNamespace(masked_token_ids={"": frozenset({3})}))
     lead = lead_with(teacher=teacher)
     lead._batches = SimpleNamespace()
     stage = SimpleNamespace(boundary=SimpleNamespace(teacher=boundary), composition=SimpleNamespace(teacher="spec"))
     lead._anchor_teacher(stage, resumed=resumed, snapshot="file")
     assert teacher.calls == [("begin_stage", ("spec",), {"anchor": anchor, "snapshot": "file", "update": 7})]
-    assert lead._batches.masked_token_ids == {3}
+    assert lead._batches.masked_token_ids == {"": {3}}

@@ -185,4 +185,12 @@ def test_reports_of_several_updates_are_one():
     second = StepReport(loss=3.0, gradient_norm=4.0, applied=False, finite=False, metrics={"a": 3.0, "rows/live": 7.0, "x_max": 0.5})
     both = merged([first, second])
     assert (both.loss, both.gradient_norm, both.applied, both.finite) == (2.0, 3.0, True, False)
-    assert both.metrics == {"a": 2.0, "rows/live": 12.0, "x_max": 1.0}
+    assert both.metrics == {"a": 2.0, "rows/live": 12.0, "x_max": 1.0, "step/updates_applied": 1.0}
+
+
+def test_an_update_without_a_live_sample_does_not_water_the_report_down():
+    full = StepReport(loss=2.0, gradient_norm=4.0, applied=True, finite=True, metrics={"a": 1.0, "samples/live": 3.0})
+    empty = StepReport(loss=0.0, gradient_norm=0.0, applied=False, finite=True, metrics={"a": 0.0, "samples/live": 0.0})
+    both = merged([empty, full])
+    assert (both.loss, both.gradient_norm, both.applied) == (2.0, 4.0, True)
+    assert both.metrics == {"a": 1.0, "samples/live": 3.0, "step/updates_applied": 1.0}

@@ -41,6 +41,10 @@ def faults(payload: dict) -> list[dict]:
 
 
 REFUSED = {
+    "cut completions, and a mask of the cut ones": (
+        custom(term("reverse_kl", masks=[{"kind": "truncated"}]), experience={"kind": "policy", "prefix": {"start_tokens": 4}}),
+        ["nothing is left to learn from"],
+    ),
     "a top-k divergence as an advantage": (
         custom(term(teacher_gradient(), support=top_k())),
         ["constant of the position", "zero in expectation", "reverse_kl", "sampled support"],
@@ -176,6 +180,14 @@ UNDER_A_STAGE = {
         custom(term("reverse_kl", support=top_k(support_from="rollout"), importance_cap=None)),
         {"sampling": {"top_k": 5}},
         ["rollout's 8 most likely ids", "sampling.top_k 5", "support_from policy or teacher"],
+    ),
+    "a replayed record of the nucleus": (
+        custom(term("policy_gradient", importance_cap=None), teacher=None, experience={"kind": "replayed", "path": "p"}),
+        {"sampling": {"top_p": 0.9}},
+        ["another policy's rollouts", "record with top_p 1"],
+    ),
+    "more updates than demonstrations": (
+        {"recipe": "sft"}, {"updates_per_batch": 3, "problems_per_step": 2, "rollouts_per_problem": 4}, ["3 is more than the 2"],
     ),
     "more updates than completions": ({"recipe": "grpo"}, {"updates_per_batch": 9, "problems_per_step": 2, "rollouts_per_problem": 4}, ["9 is more than the 8"]),
     "teachers of other domains": (

@@ -298,6 +298,17 @@ print(faults, {"torch", "ray", "vllm", "transformers", "mlflow"} & set(sys.modul
     assert found.stdout.strip() == "[] set()"
 
 
+def test_a_kept_teacher_of_a_domain_that_had_none(home):
+    term = {"name": "t", "objective": {"kind": "reverse_kl"}}
+    shared = {"context": {"kind": "feedback", "max_context_tokens": 8}}
+    one = custom(term, teacher={"kind": "per_domain", "teachers": {"s": FROZEN}}, **shared)
+    two = custom(term, teacher={"kind": "per_domain", "teachers": {"s": FROZEN, "u": FROZEN}}, **shared)
+    both = [{"name": name, "domain": {"kind": "arithmetic"}} for name in ("s", "u")]
+    stages = [stage(method=one), stage("next", domain=None, domains=both, method=two, boundary={"teacher": "keep"})]
+    found, _ = check(home, job(stages=stages))
+    assert "asks for one of ['u']" in found["/stages/1/boundary/teacher", "no_teacher_to_keep"]
+
+
 @pytest.mark.parametrize(("boundary", "refused"), [("keep", True), ("re_anchor", False)])
 def test_one_teacher_cannot_be_kept_of_several(home, boundary, refused):
     term = {"name": "t", "objective": {"kind": "reverse_kl"}}

@@ -48,7 +48,7 @@ def test_an_external_teacher_scores_with_its_own_architecture_and_never_moves(tm
     snapshots = publish(tmp_path / "s", tmp_path / "policy", 3, step=0.1)
     asked = requests(5)
     before = scorer.score(asked, temperature=1.0, full="logprobs")
-    assert scorer.follow(3, snapshots[2]).masked_token_ids == frozenset()  # it may skip
+    assert scorer.follow(3, snapshots[2]).masked_token_ids == {}  # it may skip
     after = scorer.score(asked, temperature=1.0, full="logprobs")
     assert scorer.head().shape == (VOCABULARY, 48) and {scores.teacher_version for scores in after} == {3}
     assert set(scorer.set_names) == {"external/other"}
@@ -83,7 +83,7 @@ def test_rows_of_padding_are_cut_to_the_policys(tmp_path, vocabulary):
 def test_ids_beyond_the_external_head_have_no_probability_and_are_masked(tmp_path):
     """Its head ends at id 57; the policy's rows 58 and 59 are padding that the teacher does not have."""
     scorer = _scorer(tmp_path, vocabulary=VOCABULARY - 2, begin=False)
-    assert scorer.begin_stage(OTHER, anchor="base", update=0).masked_token_ids == {58, 59}
+    assert scorer.begin_stage(OTHER, anchor="base", update=0).masked_token_ids == {"": {58, 59}}
     request = requests(1)[0]
     completion = np.array([4, 59, 7], dtype=np.int32)
     request = dataclasses.replace(request, prompt_token_ids=request.prompt_token_ids % 50, completion_token_ids=completion)
@@ -100,7 +100,7 @@ def test_ids_beyond_the_external_head_have_no_probability_and_are_masked(tmp_pat
 
 def test_special_ids_that_differ_are_masked_and_never_in_the_teachers_support(tmp_path):
     scorer = _scorer(tmp_path, specials=("<end>", "<human>"), begin=False)
-    assert scorer.begin_stage(OTHER, anchor="base", update=0).masked_token_ids == {57}
+    assert scorer.begin_stage(OTHER, anchor="base", update=0).masked_token_ids == {"": {57}}
     asked = requests(5)
     for request, scores in zip(asked, scorer.score(asked, temperature=1.0, top_k=VOCABULARY - 1), strict=True):
         expected = _log_softmax(_plain(tmp_path / "other", request))
@@ -135,7 +135,7 @@ def test_what_cannot_be_answered_with_masked_ids_is_refused(tmp_path):
 def test_a_mixed_teacher_is_masked_where_a_part_is(tmp_path):
     scorer = _scorer(tmp_path, vocabulary=VOCABULARY - 2, specials=("<end>", "<human>"), begin=False)
     follow = scorer.begin_stage(MixTeacher(second=OTHER, weight=1.5), anchor="base", update=0)
-    assert follow.masked_token_ids == {57, 58, 59}
+    assert follow.masked_token_ids == {"": {57, 58, 59}}
     asked = [dataclasses.replace(request, completion_token_ids=request.completion_token_ids % 50) for request in requests(4)]
     for scores in scorer.score(asked, temperature=1.0, top_k=57):
         assert np.isfinite(scores.support_logprobs).all() and scores.support_ids.max() < 57
@@ -146,6 +146,9 @@ def test_masked_ids_are_of_the_domain_that_reads_another_model(tmp_path):
     from cluster.spec.teachers import FrozenTeacher
 
     scorer = _scorer(tmp_path, specials=("<end>", "<human>"), spec=PerDomainTeacher(teachers={"a": OTHER, "b": FrozenTeacher()}))
+    assert scorer.begin_stage(
+        PerDomainTeacher(teachers={"a": OTHER, "b": FrozenTeacher()}), anchor="base", update=0
+    ).masked_token_ids == {"a": {57}}
     of = {domain: dataclasses.replace(requests(1)[0], problem_id=f"{domain}/train/0") for domain in "ab"}
     assert scorer.score([of["b"]], temperature=1.0, full="logprobs")[0].full_logprobs.shape[1] == VOCABULARY
     with pytest.raises(ValueError, match="special ids"):

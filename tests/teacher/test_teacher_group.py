@@ -121,7 +121,7 @@ def test_a_group_with_teachers_by_domain_an_external_model_and_a_reference(tmp_p
     for teacher in (plain, first):
         assert teacher.begin_reference(anchor="policy", snapshot=snapshots[0], update=1).teacher_version == 1
         follow = teacher.begin_stage(spec, anchor="base", snapshot=snapshots[0], update=1)
-        assert (follow.follows, follow.masked_token_ids) == (0, {57})
+        assert (follow.follows, follow.masked_token_ids) == (0, {"a": {57}})
         assert teacher.follow(3, snapshots[2], after=1).follows == 1
     first.save(tmp_path / "teacher")
     ray.kill(first.handles[0])

@@ -46,7 +46,10 @@ def _before(sample, token, logp):
 def _importance(term, sample, own_rows):
     weights = {}
     for token, logp in own_rows:
-        ratio = math.exp(_before(sample, token, logp) - float(sample.rollout_logprobs[token]))
+        now = logp[int(sample.completion_token_ids[token])].item()
+        # a policy gradient's own ratio goes from before the update to now; every other term is weighed from the rollout to now
+        before = _before(sample, token, logp) if term.objective.kind == "policy_gradient" else now
+        ratio = math.exp(before - float(sample.rollout_logprobs[token]))
         weights[token] = 1.0 if term.importance_cap is None else min(ratio, term.importance_cap)
     if term.importance_cap is not None and term.importance_level == "sequence_mean":
         seen = [weights[token] for token in weights if sample.term_weights[term.name][token] != 0]

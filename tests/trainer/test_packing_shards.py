@@ -27,6 +27,8 @@ from cluster.spec.objectives import CrossEntropy, EntropyBonus, ForwardKL, Polic
 from cluster.spec.supports import TopKSupport
 from cluster.spec.teachers import EmaTeacher
 from trainer.balancing import num_tokens
+from trainer.packing import _deal
+from trainer.samples import Candidate
 
 # -- dead samples (T10) ----------------------------------------------------------------------------------------------
 
@@ -144,7 +146,7 @@ def test_whole_groups_are_dealt_to_updates_with_their_own_denominators(updates):
     assert len(packed.updates) == updates
     lengths = (12, 11, 11)
     for update in range(updates):
-        own = [group for group in range(3) if group % updates == update]
+        own = [group for group in range(3) if group * updates // 3 == update]
         assert {sample_id.split(".")[0] for sample_id in samples_of(packed, update)} <= {f"r{group}" for group in own}
         assert count_of(packed, "pg", update) == sum(lengths[group] for group in own)
     whole = samples_of(pack_cases(pg(normaliser="token_mean")))
@@ -156,10 +158,14 @@ def test_whole_groups_are_dealt_to_updates_with_their_own_denominators(updates):
         assert whole[sample_id].old_logprobs is None
 
 
+def test_every_update_sees_both_domains_of_an_alternating_mixture():
+    assert _deal([Candidate(rollout=None, group=group, advantage=0.0, scores=None) for group in range(8)], 8, 2) == [0, 0, 0, 0, 1, 1, 1, 1]
+
+
 def test_fewer_groups_than_updates_are_dealt_by_rollout():
     composition = Composition(terms=(Term(name="bonus", objective=EntropyBonus()),))
     packed = pack_cases(composition, updates=4, num_ranks=2)
-    assert [sorted(samples_of(packed, update)) for update in range(4)] == [IDS[update::4] for update in range(4)]
+    assert [sorted(samples_of(packed, update)) for update in range(4)] == [IDS[0:3], IDS[3:5], IDS[5:7], IDS[7:9]]
     assert sum(count_of(packed, "bonus", update) for update in range(4)) == TOKENS
     assert all(len(shards) == 2 for shards in packed.updates)
     assert packed.metrics["batch/live_samples"] == 9.0

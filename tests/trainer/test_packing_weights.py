@@ -208,7 +208,7 @@ def test_with_target_is_for_terms_that_need_none(counted, expected):
 def test_tokens_of_another_vocabulary_are_left_out_of_every_teacher_term():
     terms = (Term(name="kl", objective=ForwardKL()), Term(name="bonus", objective=EntropyBonus()))
     composition = Composition(teacher=ExternalTeacher(path="elsewhere"), terms=terms)
-    packed = pack_cases(composition, scores=make_scores(missing={(0, 0)}), masked_token_ids=frozenset({1, 2, 99}))
+    packed = pack_cases(composition, scores=make_scores(missing={(0, 0)}), masked_token_ids={"": frozenset({1, 2, 99})})
     samples = samples_of(packed)
     assert samples["r1.0"].term_weights["kl"].tolist() == [1, 0, 0]
     assert samples["r1.0"].term_weights["bonus"].tolist() == [1, 1, 1]

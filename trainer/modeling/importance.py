@@ -1,7 +1,7 @@
 """Importance weights between the engine that sampled and the policy that learns (truncated importance sampling).
 
-A token's weight is min(policy / rollout, cap), without gradient (SDPO, 2601.20802, section 3): the policy is that before the
-batch's first update where somebody looked, else the policy now. At the level ``sequence_mean`` every token of a sequence
+A token's weight is min(policy / rollout, cap), without gradient (SDPO, 2601.20802, section 3): the policy now, except for a
+policy gradient whose own ratio carries it from before the batch's first update, where somebody looked, to now. At the level ``sequence_mean`` every token of a sequence
 weighs the mean of those weights over the tokens of it that the term sees. The sequence is whole in a micro-batch, so one
 pass over its rows, without gradient, is enough.
 """
@@ -33,16 +33,13 @@ def sequence_weights(loss: StageLoss, rows: LossRows, hidden: Tensor, head: Tens
     """By name of each term at the level ``sequence_mean``: [Rt] weights; one look at every row where old ones are missing."""
     if not loss.needs_sequence_weights or rows.count == 0:
         return {}
-    if rows.old_logprobs is not None and not bool(rows.old_logprobs.isnan().any()):
-        before = rows.old_logprobs
-    else:
-        now = score_rows(hidden, head, rows.token_ids, temperature=loss.temperature).logprobs
-        before = before_update(now, rows.old_logprobs)
-    ratios = token_ratios(before, rows.rollout_logprobs)
-    sequences = torch.from_numpy(rows.sequences).to(ratios.device)
+    now = score_rows(hidden, head, rows.token_ids, temperature=loss.temperature).logprobs
+    sequences = torch.from_numpy(rows.sequences).to(now.device)
     weights = {}
     for term in loss.terms:
         if term.importance_cap is not None and term.importance_level == "sequence_mean":
+            before = before_update(now, rows.old_logprobs if term.has_own_ratio else None)
+            ratios = token_ratios(before, rows.rollout_logprobs)
             indices = rows.terms[term.name].indices
             take = slice(None) if indices is None else torch.from_numpy(indices).to(ratios.device)
             weights[term.name] = _mean_by(sequences[take], ratios[take].clamp(max=term.importance_cap), int(rows.sequences[-1]) + 1)

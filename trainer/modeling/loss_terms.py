@@ -106,7 +106,7 @@ def _importance(
     term: LossTerm, rows: LossRows, chunk: Chunk, taken: _Taken, metrics: StepMetrics, of_sequences: Tensor | None
 ) -> Tensor:
     """[Ct] truncated importance weights; metrics are of the tokens' own ratios before they are truncated or averaged."""
-    old = None if rows.old_logprobs is None else rows.old_logprobs[chunk.part]
+    old = rows.old_logprobs[chunk.part] if rows.old_logprobs is not None and term.has_own_ratio else None
     ratios = taken.pick(token_ratios(before_update(chunk.sampled, old), rows.rollout_logprobs[chunk.part]))
     metrics.add_rows(f"{term.name}/importance_mean", ratios)
     metrics.add_rows(f"{term.name}/importance_capped_share", ratios > term.importance_cap)
