@@ -56,7 +56,7 @@ class SideWatch:
             values |= {name.replace("drift/base", "drift/stage", 1): value for name, value in values.items()}
         else:
             values |= measure_drift(before, snapshot).metrics("drift/stage")
-        values["seconds/drift"] = time.perf_counter() - started
+        values["drift/seconds"] = time.perf_counter() - started
         self._log.metrics(stage=stage.name, stage_index=stage.index, step=step, global_step=global_step, values=values)
 
     def _stage_start(self, stage: ResolvedStage) -> Path:
