@@ -20,6 +20,8 @@ from trainer.terms import POSITION_BUCKETS, StageLoss
 
 OVERLAP_K = 20
 """Ids of each side that are compared where the support is the full vocabulary."""
+OVERLAP_ELEMENTS = 1 << 18
+"""Of the rows that are copied to be ranked at once: 1 MiB in float32."""
 OVERLAP_STRIDE = 8
 """Ranking a row costs as much as its share of a matrix product: one row of 8 is looked at."""
 
@@ -64,13 +66,11 @@ def read_overlap(
     ranked = _ranked(rows, part)
     width = min(OVERLAP_K if support_ids is None else loss.top_k.k, policy.shape[1])
     overlap = torch.full((policy.shape[0],), torch.nan, dtype=policy.dtype, device=policy.device)
-    looked = policy[ranked]
-    if looked.shape[0] == 0:
-        return overlap
     given = teacher if support_ids is None or loss.ranks_in_chunk else None
-    others = support_ids[ranked, :width] if given is None else given[ranked].topk(width, dim=-1).indices
-    own = looked.topk(width, dim=-1).indices
-    overlap[ranked] = (own[:, :, None] == others[:, None, :]).any(-1).to(policy.dtype).mean(-1)
+    for block in ranked.split(max(1, OVERLAP_ELEMENTS // policy.shape[1])):
+        own = policy[block].topk(width, dim=-1).indices
+        others = support_ids[block, :width] if given is None else given[block].topk(width, dim=-1).indices
+        overlap[block] = (own[:, :, None] == others[:, None, :]).any(-1).to(policy.dtype).mean(-1)
     return overlap
 
 
