@@ -218,6 +218,13 @@ def test_tokens_of_another_vocabulary_are_left_out_of_every_teacher_term():
     assert packed.metrics["teacher/masked_vocabulary_share"] == pytest.approx(2 / 30)
 
 
+@pytest.mark.parametrize(("masked", "kept"), [({"other": frozenset({1, 2})}, [1, 1, 1]), ({"d": frozenset({1, 2})}, [1, 0, 0])])
+def test_a_vocabulary_is_masked_in_the_domain_of_its_own_teacher_alone(masked, kept):
+    composition = Composition(teacher=ExternalTeacher(path="elsewhere"), terms=(Term(name="kl", objective=ForwardKL()),))
+    packed = pack_cases(composition, scores=make_scores(), masked_token_ids=masked)
+    assert samples_of(packed)["r1.0"].term_weights["kl"].tolist() == kept
+
+
 # -- supports --------------------------------------------------------------------------------------------------------
 
 
