@@ -21,19 +21,23 @@ def models() -> None:
 @app.command("build-pebble")
 def build_pebble(
     folder: Annotated[Path, typer.Argument(help="where to write the model")] = Path("deploy/models/pebble"),
+    mixture: Annotated[str, typer.Option(help="demo: three unrelated domains; rivals: four operations on strings that compete")] = "demo",
     steps: Annotated[int | None, typer.Option(min=1, help="length of the base training; its own default otherwise")] = None,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     problems: Annotated[int, typer.Option(min=1, help="problems per domain for the model card")] = 512,
     output: Output = Format.TEXT,
 ) -> None:
-    """Train the demonstration model from nothing and measure it. Takes minutes on two cores."""
+    """Train a demonstration model from nothing and measure it. Takes minutes on two cores."""
     from services.pebble.build import build
+    from services.pebble.mixtures import MIXTURES
 
     console, started = stderr(), time.monotonic()
     length = {} if steps is None else {"steps": steps}
+    if mixture not in MIXTURES:
+        raise typer.BadParameter(f"{mixture!r} is not known; allowed are {', '.join(MIXTURES)}", param_hint="--mixture")
     with guard(output):
         try:
-            build(folder, seed=seed, problems=problems, report=lambda line: console.print(line, markup=False), **length)
+            build(folder, MIXTURES[mixture], seed=seed, problems=problems, report=lambda line: console.print(line, markup=False), **length)
         except OSError as error:
             console.print(f"cannot write {folder}: {error}", markup=False)
             leave(Exit.FAILED)

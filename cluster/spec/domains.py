@@ -21,7 +21,9 @@ class StringsDomain(Spec):
     """An operation on a random lower-case string, answered with the resulting string."""
 
     kind: Literal["strings"] = "strings"
-    operation: Literal["reverse", "sort", "uppercase", "dedupe"] = "sort"
+    operation: Literal["reverse", "sort", "rotate", "swap", "uppercase", "dedupe"] = Field(
+        "sort", description="rotate: the first letter goes to the end; swap: neighbours change places, two by two"
+    )
     length: tuple[int, int] = Field((4, 6), description="shortest and longest string, both included")
 
     @model_validator(mode="after")

@@ -98,10 +98,21 @@ class StageSpec(Spec):
         return self
 
 
+class ResponseDriftSpec(Spec):
+    """How far answers to fixed probe prompts have moved: the first evaluation problems of every domain."""
+
+    when: Literal["evaluations", "stage_ends", "never"] = Field(
+        "evaluations", description="evaluations: the stage's own domains during a stage, and every domain at its end"
+    )
+    problems: int = Field(64, ge=2, description="probe prompts per domain")
+    embedding: ModelFolder | None = Field(None, description="a sentence-embedding model's folder; otherwise the base model's own pooled states")
+
+
 class EvaluationSpec(Spec):
     problems: Count = Field(512, description="problems per domain, the same ones every time")
     domains: Literal["all_stages"] | tuple[EvaluationDomain, ...] = Field("all_stages", description="all_stages, or a list of suites scored besides the stages' domains")
     every_steps: Count | None = Field(None, description="also score the stage's own domains during a stage")
+    seed: int | None = Field(None, ge=0, lt=2**31, description="which problems are drawn and how they are sampled; the job's seed where null")
     temperature: float = Field(1.0, gt=0.0, le=10.0)
     top_p: float = Field(1.0, gt=0.0, le=1.0)
     max_tokens: Count | None = Field(None, description="longest completion; otherwise the largest of the stages")
@@ -110,6 +121,8 @@ class EvaluationSpec(Spec):
     parameter_drift: Literal["evaluations", "stage_ends", "never"] = Field(
         "evaluations", description="when the weights are compared with the base model's and the stage's first: a few matrix products per weight"
     )
+
+    response_drift: ResponseDriftSpec = ResponseDriftSpec()
 
     @model_validator(mode="after")
     def _pass_at(self) -> EvaluationSpec:

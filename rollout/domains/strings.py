@@ -13,6 +13,8 @@ from rollout.domains.base import Procedural, Split, failed, passed
 OPERATIONS = {
     "reverse": lambda text: text[::-1],
     "sort": lambda text: "".join(sorted(text)),
+    "rotate": lambda text: text[1:] + text[:1],
+    "swap": lambda text: "".join(text[start : start + 2][::-1] for start in range(0, len(text), 2)),
     "uppercase": str.upper,
     "dedupe": lambda text: "".join(dict.fromkeys(text)),
 }

@@ -8,71 +8,44 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 
 from rollout.chat import ChatFormat
 from services.pebble.card import Built, write_card
-from services.pebble.corpus import Corpus, Ingredient, demo_domains
+from services.pebble.corpus import Corpus, Ingredient
 from services.pebble.measure import measure, table
+from services.pebble.mixtures import DEMO, Mixture, Phase
 from services.pebble.tokenizer import CONTEXT_LENGTH, END_OF_TEXT, VOCABULARY_SIZE, save_tokenizer
 from services.pebble.train import train
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Phase:
-    """A leg of the base training: how much of what."""
-
-    share: float
-    """Of all steps."""
-    weights: dict[str, float]
-    """Relative number of samples by domain."""
-    corrupted: dict[str, float]
-    """Shares of wrong targets among the plain samples by domain."""
-    with_solution: float
-    with_feedback: float
-
-
-PHASES = (
-    # the skills first, on right answers alone: sums, the hardest, are learned late and all at once
-    Phase(
-        share=0.6,
-        weights={"arithmetic": 3.0, "strings": 1.2, "tool_call": 0.8},
-        corrupted={"arithmetic": 0.0, "strings": 0.0, "tool_call": 0.0},
-        with_solution=0.25,
-        with_feedback=0.1,
-    ),
-    # then the doubt: plain prompts with wrong answers among the right ones, contexts always with the right one
-    Phase(
-        share=0.4,
-        weights={"arithmetic": 1.8, "strings": 1.4, "tool_call": 0.8},
-        corrupted={"arithmetic": 0.4, "strings": 0.4, "tool_call": 0.45},
-        with_solution=0.35,
-        with_feedback=0.1,
-    ),
-)
-STEPS, BATCH_SIZE, PEAK_LR = 800, 192, 3e-3
+BATCH_SIZE, PEAK_LR = 192, 3e-3
 CORPUS_SEED, MEASURE_SEED = 12345, 7
 
 
 def build(
-    folder: Path, *, steps: int = STEPS, seed: int = 0, problems: int = 512, report: Callable[[str], None] = print
+    folder: Path,
+    mixture: Mixture = DEMO,
+    *,
+    steps: int | None = None,
+    seed: int = 0,
+    problems: int = 512,
+    report: Callable[[str], None] = print,
 ) -> None:
-    """Train pebble in minutes on two cores and write ``folder``: Hugging Face files and a model card, a few MB."""
+    """Train a pebble in minutes on two cores and write ``folder``: Hugging Face files and a model card, a few MB."""
     import torch
 
-    started = time.monotonic()
+    started, steps = time.monotonic(), steps or mixture.steps
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(seed)
     save_tokenizer(folder)
     chat = ChatFormat(str(folder))
     model = new_model(chat)
-    loss = train(model, base_corpora(chat, steps, seed), batch_size=BATCH_SIZE, peak_lr=PEAK_LR, report=report)
+    loss = train(model, base_corpora(chat, steps, seed, mixture), batch_size=BATCH_SIZE, peak_lr=PEAK_LR, report=report)
     model.save_pretrained(folder)
     minutes = (time.monotonic() - started) / 60
     report(f"trained in {minutes:.1f} minutes; measuring on {problems} problems a domain")
-    rows = measure(folder, demo_domains(MEASURE_SEED), problems=problems)
+    rows = measure(folder, mixture.domains(MEASURE_SEED), problems=problems, wrong=mixture.wrong)
     report(table(rows))
     built = Built(
         steps=steps,
@@ -83,23 +56,25 @@ def build(
         loss=loss,
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         day=date.today(),
-        phases=[_in_words(phase) for phase in PHASES],
+        phases=[_in_words(phase) for phase in mixture.phases],
     )
-    write_card(folder, built, rows)
+    write_card(folder, mixture, built, rows)
 
 
-def base_corpora(chat: ChatFormat, steps: int, seed: int) -> list[tuple[Corpus, int]]:
+def base_corpora(chat: ChatFormat, steps: int, seed: int, mixture: Mixture = DEMO) -> list[tuple[Corpus, int]]:
     """The corpus of each phase and its number of steps; each phase draws problems of its own."""
-    first = round(steps * PHASES[0].share)
+    first = round(steps * mixture.phases[0].share)
     return [
-        (phase_corpus(phase, chat, CORPUS_SEED + 1000 * seed + index), length)
-        for index, (phase, length) in enumerate(zip(PHASES, (first, steps - first), strict=True))
+        (phase_corpus(phase, chat, CORPUS_SEED + 1000 * seed + index, mixture), length)
+        for index, (phase, length) in enumerate(zip(mixture.phases, (first, steps - first), strict=True))
     ]
 
 
-def phase_corpus(phase: Phase, chat: ChatFormat, seed: int) -> Corpus:
-    domains = demo_domains(seed)
-    ingredients = [Ingredient(domain, phase.weights[kind], phase.corrupted[kind]) for kind, domain in domains.items()]
+def phase_corpus(phase: Phase, chat: ChatFormat, seed: int, mixture: Mixture = DEMO) -> Corpus:
+    domains = mixture.domains(seed)
+    ingredients = [
+        Ingredient(domain, phase.weights[name], phase.corrupted[name], mixture.wrong) for name, domain in domains.items()
+    ]
     return Corpus(ingredients, chat, with_solution=phase.with_solution, with_feedback=phase.with_feedback, seed=seed)
 
 

@@ -7,6 +7,7 @@ from datetime import date
 from pathlib import Path
 
 from services.pebble.measure import Measured, table
+from services.pebble.mixtures import Mixture
 from services.pebble.tokenizer import CONTEXT_LENGTH
 
 
@@ -28,24 +29,23 @@ class Built:
     """What each phase of the training read, in words."""
 
 
-CARD = """# pebble
+CARD = """# {title}
 
 A language model of {millions:.1f} million parameters for demonstrations and tests of continual post-training: Qwen3
 architecture (4 layers, hidden 128, 4 heads), tied embeddings, float32, a vocabulary of 128 (one token a character, a few
-marks of JSON, the turn marks of the Qwen chat template), context {context} (its base training saw less than 200). It adds numbers
-below 100, sorts 4 to 6 letters and writes JSON tool calls, each about half of the time. It knows nothing else and no language.
+marks of JSON, the turn marks of the Qwen chat template), context {context} (its base training saw less than 200). {knows} It knows nothing else and no language.
 
 ## How it was built
 
-`holdfast model build-pebble`: {steps} steps of {batch_size} samples, seed {seed}, {minutes:.0f} minutes on {machine}, {day}; final loss
-{loss:.3f} nats per completion token. Cross-entropy on the completions of the training splits of the three procedural domains, in
+`holdfast model build-pebble --mixture {mixture}`: {steps} steps of {batch_size} samples, seed {seed}, {minutes:.0f} minutes on {machine}, {day}; final loss
+{loss:.3f} nats per completion token. Cross-entropy on the completions of the training splits of {number} procedural domains, in
 phases (samples by domain are relative weights):
 
 {phases}
 
 Problems of the evaluation splits are never seen.
 
-**Why it is right only half of the time.** In the last phase a plain prompt has a wrong target in a fixed share of the samples; a
+**Why it is right only half of the time.** In the last phase a plain prompt has a wrong target in a fixed share of the samples: {why}; a
 prompt with a solution or with feedback in context always has the right one. So the right answer is the model's most likely
 answer (column 'plain, greedy'), sampling at temperature 1 finds it about half of the time, and the same weights with a solution
 in context are reliable: a policy with room to learn, and a teacher. Difficulty alone did not give that: sums turn from never to
@@ -61,11 +61,16 @@ gains on it show that the machinery works, and say nothing about how large such 
 """
 
 
-def write_card(folder: Path, built: Built, rows: list[Measured]) -> Path:
+def write_card(folder: Path, mixture: Mixture, built: Built, rows: list[Measured]) -> Path:
     problems = max(row.problems for row in rows)
     card = folder / "README.md"
     card.write_text(
         CARD.format(
+            title=folder.name,
+            knows=mixture.knows,
+            mixture=mixture.name,
+            number=len(mixture.specs),
+            why=mixture.why,
             context=CONTEXT_LENGTH,
             millions=built.parameters / 1e6,
             steps=built.steps,

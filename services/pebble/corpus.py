@@ -10,15 +10,14 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from cluster.spec.domains import ArithmeticDomain, StringsDomain, ToolCallDomain
+from cluster.messages import Problem
 from rollout.chat import ChatFormat
 from rollout.context.solution import feedback_prompt, solution_prompt
-from rollout.domains import build_domain
 from rollout.domains.base import Domain
 from rollout.domains.tool_call import compact
 
@@ -33,14 +32,10 @@ class Ingredient:
     domain: Domain
     weight: float
     """Relative number of samples."""
-    corrupted: float = 0.0
+    corrupted: float
     """Share of plain samples whose target is wrong."""
-
-
-def demo_domains(seed: int) -> dict[str, Domain]:
-    """The three domains of the demo job, as it asks for them."""
-    specs = (ArithmeticDomain(), StringsDomain(), ToolCallDomain())
-    return {spec.kind: build_domain(spec, name=spec.kind, seed=seed) for spec in specs}
+    wrong: Callable[[Problem, random.Random], str]
+    """Such a target."""
 
 
 class Corpus:
@@ -69,12 +64,12 @@ class Corpus:
         if roll < self._with_solution:
             prompt = solution_prompt(problem, self._chat)
         elif roll < self._with_solution + self._with_feedback:
-            verdict = item.domain.verify(problem, corrupt(problem.solution, self._random))
+            verdict = item.domain.verify(problem, item.wrong(problem, self._random))
             prompt = feedback_prompt(problem, verdict.feedback, self._chat)
         else:
             prompt = self._chat.prompt_token_ids(problem.messages)
             if self._random.random() < item.corrupted:
-                target = corrupt(problem.solution, self._random)
+                target = item.wrong(problem, self._random)
         return prompt, self._chat.completion_token_ids(target)
 
 

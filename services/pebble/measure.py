@@ -7,7 +7,7 @@ Prompts, contexts and verdicts come from the code that jobs use (``rollout.chat`
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from cluster.messages import Problem
 from rollout.chat import ChatFormat
 from rollout.context.solution import feedback_prompt, solution_prompt
 from rollout.domains.base import Domain
-from services.pebble.corpus import corrupt
+from services.pebble.mixtures import slip
 
 BATCH = 256
 
@@ -41,7 +41,13 @@ class Measured:
 
 
 def measure(
-    folder: Path, domains: Mapping[str, Domain], *, problems: int = 512, max_tokens: int = 32, seed: int = 0
+    folder: Path,
+    domains: Mapping[str, Domain],
+    *,
+    problems: int = 512,
+    max_tokens: int = 32,
+    seed: int = 0,
+    wrong: Callable[[Problem, random.Random], str] = slip,
 ) -> list[Measured]:
     """One row per domain; with 512 problems the standard error of a rate is at most 0.022."""
     from transformers import AutoModelForCausalLM
@@ -49,7 +55,7 @@ def measure(
     chat = ChatFormat(str(folder))
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     sampler = Sampler(model, chat, max_tokens=max_tokens, seed=seed)
-    return [_measure_domain(sampler, name, domain, problems, seed) for name, domain in domains.items()]
+    return [_measure_domain(sampler, name, domain, problems, seed, wrong) for name, domain in domains.items()]
 
 
 def table(rows: list[Measured]) -> str:
@@ -61,10 +67,10 @@ def table(rows: list[Measured]) -> str:
     return "\n".join(lines)
 
 
-def _measure_domain(sampler: Sampler, name: str, domain: Domain, problems: int, seed: int) -> Measured:
+def _measure_domain(sampler: Sampler, name: str, domain: Domain, problems: int, seed: int, wrong) -> Measured:
     chat, generator = sampler.chat, random.Random(f"pebble-measure/{seed}")
     asked = [domain.problem("evaluation", index) for index in range(problems)]
-    words = [domain.verify(problem, corrupt(problem.solution, generator)).feedback for problem in asked]
+    words = [domain.verify(problem, wrong(problem, generator)).feedback for problem in asked]
     plain = [chat.prompt_token_ids(problem.messages) for problem in asked]
     solved = [solution_prompt(problem, chat) for problem in asked]
     told = [feedback_prompt(problem, word, chat) for problem, word in zip(asked, words, strict=True)]

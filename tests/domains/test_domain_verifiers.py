@@ -40,7 +40,7 @@ def test_arithmetic(completion, feedback):
 
 @pytest.mark.parametrize(
     ("operation", "given", "answer"),
-    [("sort", "dbcab", "abbcd"), ("reverse", "dbca", "acbd"), ("uppercase", "ab", "AB"), ("dedupe", "abcab", "abc")],
+    [("sort", "dbcab", "abbcd"), ("reverse", "dbca", "acbd"), ("uppercase", "ab", "AB"), ("dedupe", "abcab", "abc"), ("rotate", "dbca", "bcad"), ("swap", "dbcae", "bdace")],
 )
 def test_string_operations(operation, given, answer):
     from rollout.domains.strings import OPERATIONS

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from rollout.chat import ChatFormat
-from services.pebble.build import PHASES, base_corpora, new_model, phase_corpus
-from services.pebble.corpus import corrupt, demo_domains
+from services.pebble.build import base_corpora, new_model, phase_corpus
+from services.pebble.corpus import corrupt
+from services.pebble.mixtures import DEMO
 from services.pebble.tokenizer import save_tokenizer
 from services.pebble.train import accumulate, chunks, completion_losses, learning_rate, padded
 
@@ -38,11 +39,11 @@ def test_no_evaluation_problem_and_right_targets_with_context(chat):
     held_out = {
         domain.problem("evaluation", index).messages[0]["content"]
         for seed in range(2)
-        for domain in demo_domains(seed).values()
+        for domain in DEMO.domains(seed).values()
         for index in range(512)
     }
     seen = {"plain": 0, "solution": 0, "feedback": 0}
-    for prompt, completion in phase_corpus(PHASES[-1], chat, 0).batch(1500):
+    for prompt, completion in phase_corpus(DEMO.phases[-1], chat, 0).batch(1500):
         question, rest = question_and_rest(chat, prompt)
         assert question not in held_out
         text = chat.decode(completion)
@@ -64,7 +65,7 @@ def test_no_evaluation_problem_and_right_targets_with_context(chat):
 
 def test_the_corpus_is_a_function_of_its_seed(chat):
     def texts(seed):
-        return [(chat.decode(prompt), chat.decode(completion)) for prompt, completion in phase_corpus(PHASES[-1], chat, seed).batch(40)]
+        return [(chat.decode(prompt), chat.decode(completion)) for prompt, completion in phase_corpus(DEMO.phases[-1], chat, seed).batch(40)]
 
     assert texts(0) == texts(0)
     assert texts(0) != texts(1)
@@ -73,7 +74,7 @@ def test_the_corpus_is_a_function_of_its_seed(chat):
 def test_chunks_do_not_change_loss_or_gradient(chat, monkeypatch):
     torch.manual_seed(0)
     model = new_model(chat).double()
-    samples = phase_corpus(PHASES[-1], chat, 0).batch(24)
+    samples = phase_corpus(DEMO.phases[-1], chat, 0).batch(24)
     whole = completion_losses(model, *padded(samples)).mean()
     whole.backward()
     wanted = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
@@ -89,7 +90,7 @@ def test_chunks_do_not_change_loss_or_gradient(chat, monkeypatch):
 def test_the_loss_is_that_of_the_completion_alone(chat):
     torch.manual_seed(0)
     model = new_model(chat).double()
-    ((prompt, completion),) = phase_corpus(PHASES[-1], chat, 0).batch(1)
+    ((prompt, completion),) = phase_corpus(DEMO.phases[-1], chat, 0).batch(1)
     ids = torch.tensor([[*prompt, *completion]])
     logprobs = model(input_ids=ids).logits[0].log_softmax(-1)
     by_hand = [-logprobs[len(prompt) + place - 1, int(token)].item() for place, token in enumerate(completion)]
@@ -110,4 +111,4 @@ def test_phases_fill_the_steps_with_problems_of_their_own(chat):
     assert [length for _, length in corpora] == [4, 3]
     firsts = [chat.decode(corpus.batch(50)[0][0]) for corpus, _ in corpora]
     assert firsts[0] != firsts[1]
-    assert sum(phase.share for phase in PHASES) == pytest.approx(1.0)
+    assert sum(phase.share for phase in DEMO.phases) == pytest.approx(1.0)

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rollout.chat import ChatFormat
 from services.pebble.build import build
-from services.pebble.corpus import demo_domains
+from services.pebble.mixtures import DEMO
 from services.pebble.measure import measure
 
 FOLDER = Path(__file__).resolve().parents[2] / "deploy" / "models" / "pebble"
@@ -48,7 +48,7 @@ def test_prompts_with_context_fit_the_model():
     from rollout.context.solution import solution_prompt
 
     chat = ChatFormat(str(FOLDER))
-    for domain in demo_domains(3).values():
+    for domain in DEMO.domains(3).values():
         for index in range(100):
             problem = domain.problem("evaluation", index)
             assert len(chat.completion_token_ids(problem.solution)) <= 32
@@ -56,7 +56,7 @@ def test_prompts_with_context_fit_the_model():
 
 
 def test_it_is_a_fair_miniature():
-    rows = measure(FOLDER, demo_domains(21), problems=128)
+    rows = measure(FOLDER, DEMO.domains(21), problems=128)
     assert [row.domain for row in rows] == ["arithmetic", "strings", "tool_call"]
     for row in rows:
         assert 0.25 <= row.plain <= 0.75, row
