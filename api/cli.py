@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import typer
 
-from api.commands import demo, drift, files, job, log, model, report, service, watch
+from api.commands import demo, drift, evaluate, files, job, log, model, report, service, watch
 from api.commands.console import EXIT_CODES
 
 app = typer.Typer(
@@ -36,6 +36,7 @@ for command, panel in (
     (job.pause, JOBS),
     (job.resume, JOBS),
     (report.report, JOBS),
+    (evaluate.evaluate, JOBS),
     (log.logs, JOBS),
     (log.events, JOBS),
     (files.validate, FILES),

@@ -275,8 +275,8 @@ def _body(spec: Mapping[str, Any]) -> bytes:
 
 
 def with_absolute_paths(spec: Mapping[str, Any], folder: Path | None = None) -> dict[str, Any]:
-    """A copy of a job file's content whose ``path`` of the model, of data set domains and of a method's models and recorded
-    rollouts is absolute where it exists here.
+    """A copy of a job file's content whose ``path`` of the model, of given checkpoints, of data set domains and of a method's
+    models and recorded rollouts is absolute where it exists here.
 
     Anything that is not shaped like a job file is left as it is; the service says what is wrong with it.
     """
@@ -287,7 +287,7 @@ def with_absolute_paths(spec: Mapping[str, Any], folder: Path | None = None) -> 
     holders: list[Any] = [copy.get("model")] if isinstance(copy, dict) else []
     for stage in stages if isinstance(stages, list) else []:
         if isinstance(stage, dict):
-            holders += [stage.get("domain"), *_domains(stage.get("domains")), *_objects(stage.get("method"))]
+            holders += [stage.get("domain"), *_domains(stage.get("domains")), *_objects(stage.get("method")), stage.get("policy")]
     if isinstance(evaluation, dict):
         holders += _domains(evaluation.get("domains"))
     for holder in holders:

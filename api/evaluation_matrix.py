@@ -10,7 +10,7 @@ from typing import Any
 from api import schemas
 from api.views import evaluation_view
 from cluster.errors import HoldfastError
-from cluster.spec.job import JobSpec, evaluation_domains
+from cluster.spec.job import JobSpec, evaluation_domains, own_domains
 
 
 def evaluations_view(record: Any, rows: Sequence[Any]) -> schemas.Evaluations:
@@ -41,7 +41,7 @@ def _retention(job: JobSpec, domains: list[str], cells: dict[tuple[int, str], An
         return None, None
     from services.evaluation.retention import retention  # scipy: a second, and most calls come before it is needed
 
-    trained = [[part.name for part in stage.domains] for stage in job.resolved_stages()[: len(complete) - 1]]
+    trained = [[part.name for part in own_domains(stage)] for stage in job.stages[: len(complete) - 1]]
     try:
         return plain(retention(complete, trained, problem_digests=digests)), None
     except HoldfastError as error:

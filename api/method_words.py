@@ -122,6 +122,8 @@ def normaliser_words(term: Term) -> str:
 def stage_notes(stage: ResolvedStage) -> list[str]:
     """What a stage's method stands for and needs, where that is not to be read off the file."""
     composition, where, found = stage.composition, f"stage {stage.name!r}", []
+    if stage.policy is not None:
+        return [f"{where} is given: it takes the weights of {external_key(stage.policy)} and trains nothing"]
     for teacher in () if composition.teacher is None else single_teachers(composition.teacher):
         if isinstance(teacher, RestartAndFreezeTeacher):
             found.append(

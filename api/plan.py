@@ -56,14 +56,14 @@ def warnings(job: JobSpec, stages: tuple[ResolvedStage, ...], cluster: dict[str,
     for suite in evaluation_domains(job):
         if (suite.problems or 0) < SMALL_EVALUATION:
             found.append(f"domain {suite.name!r} is scored on {suite.problems} problems: differences under about 0.1 will not be told from noise")
-    for stage in stages:
+    for stage in (stage for stage in stages if stage.policy is None):
         where = f"stage {stage.name!r}"
         found += [f"{where}: {words}" for words in method_warnings(stage)]
         if stage.steps <= stage.optimizer.warmup_steps:
             found.append(f"{where} ends within its warm-up ({stage.steps} steps, {stage.optimizer.warmup_steps} of warm-up)")
         if stage.index == 0 and stage.boundary.optimizer == "keep":
             found.append(f"{where} is the first one: there is no optimizer state to keep")
-    short = [stage.name for stage in stages if stage.steps < job.checkpoint.every_steps]
+    short = [stage.name for stage in stages if stage.policy is None and stage.steps < job.checkpoint.every_steps]
     if short:
         found.append(f"stages {', '.join(short)}: fewer steps than the checkpoint interval ({job.checkpoint.every_steps}), only the end is kept")
     return found

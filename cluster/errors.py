@@ -71,7 +71,8 @@ class StageError(HoldfastError):
     """A stage cannot go on: ``verifier_failures``, ``non_finite_loss``, ``no_problems``, ``template_failed``,
     ``pattern_timeout``, ``pattern_invalid``; a record of rollouts that cannot be replayed: ``replay_missing``, ``replay_damaged``,
     ``replay_problem_missing``, ``replay_prompt_changed``, ``replay_sampling_differs``, ``replay_support_missing``,
-    ``replay_too_long``."""
+    ``replay_too_long``; a given checkpoint that does not fit the model, or is not the one that was submitted: ``policy_unusable``,
+    ``policy_changed``."""
 
     reason = "stage_failed"
 

@@ -20,9 +20,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from cluster.errors import StageError
 from cluster.messages import BatchShard, StepReport, TrainingSample
 from trainer import state_files
 from trainer.collectives import gather_vectors
+from trainer.given_weights import finite_tensors, open_given
 from trainer.modeling.loss_head import LossJob
 from trainer.modeling.loss_rows import collate
 from trainer.modeling.packed import pack_sequences
@@ -271,6 +273,30 @@ class Learner:
     def load_policy(self, folder: str | Path) -> None:
         """Weights only, from a Hugging Face folder; every rank reads its shards. Optimizer state stays."""
         self._take_weights(state_files.read_policy(Path(folder)), where=str(folder))
+
+    def take_policy(self, folder: str | Path) -> None:
+        """Begin anew at weights that another trainer wrote: a Hugging Face folder, of any float dtype and number of shards.
+
+        Optimizer, its count, stage and anchor are forgotten. Raises StageError ``policy_unusable`` on every rank where the folder
+        does not fit on one of them, before any weight has changed.
+        """
+        shapes = {name: tuple(parameter.shape) for name, parameter in self._parameters.items()}
+        tied = (TIED_HEAD, next(name for name, value in self._parameters.items() if value is self._embedding)) if self._is_tied else None
+        found, problem = None, None
+        try:
+            found = open_given(Path(folder), shapes, tied=tied)
+            for _ in finite_tensors(found, self._parameters):
+                pass
+        except StageError as error:
+            problem = error
+        faults = gather_vectors(torch.tensor([float(problem is not None)], device=self.device)).flatten().tolist()
+        if any(faults):
+            raise problem or StageError(f"checkpoint {folder} cannot be read by rank {faults.index(1.0)}", reason="policy_unusable")
+        release_gathered(self.model)
+        self._take_weights(((name, found.read(name)) for name in self._parameters), where=str(folder))
+        self._optimizer.restore({}, 0)
+        self._anchor.begin_stage(None, resumed=False, base=tuple)
+        self._loss = None
 
     def save_state(self, folder: str | Path) -> None:
         """Policy, optimizer, random state and the stage's own anchor, for ``load_state`` on any number of ranks."""

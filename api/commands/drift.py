@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -34,7 +35,10 @@ def drift(
     before: Annotated[Path, typer.Argument(help=f"measured from here: {Weights}")],
     after: Annotated[Path, typer.Argument(help="measured to here: the same")],
     series: Annotated[
-        list[Path] | None, typer.Option(help="more checkpoints, each measured from BEFORE; may be repeated")
+        list[Path] | None, typer.Option(help="more checkpoints, in order, each measured from BEFORE; may be repeated")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="also measure each from the one before it, and write drift.json and figures (PNG) into this folder")
     ] = None,
     top: Annotated[int, typer.Option(min=0, help="how many of the tensors that moved most to print")] = 10,
     k: Annotated[int | None, typer.Option("--k", min=1, help="a fixed number of directions; otherwise by --energy")] = None,
@@ -43,22 +47,45 @@ def drift(
     output: Output = Format.TEXT,
 ) -> None:
     """Measure parameter drift: relative L2, spectral shift, principal angles, masks and bf16 changes of every matrix."""
+    others, written = [after, *(series or [])], []
     with guard(output):
-        found = _measure(before, [after, *(series or [])], {"k": k, "energy": energy, "alpha": alpha})
+        if out is not None and out.exists() and not out.is_dir():
+            raise Refused(f"--out {out} is a file; a folder is needed")
+        found, from_previous = _measure(before, others, {"k": k, "energy": energy, "alpha": alpha}, previous=out is not None)
+        if out is not None:
+            written = _write(before, found, from_previous, out)
     emit(output, _as_json(found), lambda: drift_text(found, top))
+    if output is Format.TEXT and written:
+        print("\n".join(["", *map(str, written)]))
 
 
-def _measure(before: Path, others: Sequence[Path], options: dict[str, Any]) -> list[Any]:
+def _measure(before: Path, others: Sequence[Path], options: dict[str, Any], *, previous: bool) -> tuple[list[Any], list[Any]]:
+    """Each from ``before``, and with ``previous`` each from the one before it. All pairs are compared by their headers first."""
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch loads: spinning threads starve each other on a shared CPU
     from trainer.diagnostics.drift import measure_drift
     from trainer.diagnostics.options import DriftOptions
-    from trainer.diagnostics.weight_files import DriftRefused
+    from trainer.diagnostics.pairing import paired_names
+    from trainer.diagnostics.spectra_cache import SpectraCache
+    from trainer.diagnostics.weight_files import DriftRefused, open_weights
 
     try:
-        chosen = DriftOptions(**options)
-        return [measure_drift(before, other, options=chosen) for other in others]
+        chosen, cache = DriftOptions(**options), SpectraCache()
+        for other in others:
+            paired_names(open_weights(before), open_weights(other))
+        found = [measure_drift(before, other, options=chosen, cache=cache) for other in others]
+        if not previous:
+            return found, []
+        pairs = itertools.pairwise(others)
+        return found, [found[0], *(measure_drift(one, other, options=chosen, cache=cache) for one, other in pairs)]
     except DriftRefused as error:
         raise Refused("these cannot be measured", [{"pointer": error.field, "detail": error.detail}]) from None
+
+
+def _write(before: Path, found: Sequence[Any], from_previous: Sequence[Any], folder: Path) -> list[Path]:
+    """drift.json and a PNG for each figure."""
+    from services.evaluation.drift_series import write_series
+
+    return write_series(before, found, from_previous, folder)
 
 
 def _as_json(found: Sequence[Any]) -> dict[str, Any]:

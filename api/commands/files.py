@@ -40,13 +40,13 @@ def plan_text(title: str, plan: dict[str, Any]) -> Any:
     from rich.table import Table
 
     from api.method_words import context_words, teacher_words
-    from cluster.spec.composition import Composition
+    from cluster.spec.composition import Composition, NoMethod
 
     table = Table(box=None, pad_edge=False)
     for name in ("stage", "recipe", "teacher", "context", "domains", "steps", "rollouts a step"):
         table.add_column(name)
     for stage in plan["stages"]:
-        composition = Composition.model_validate(stage["composition"])
+        composition = (NoMethod if stage["policy"] else Composition).model_validate(stage["composition"])
         table.add_row(
             stage["name"],
             stage["recipe"],
@@ -54,7 +54,7 @@ def plan_text(title: str, plan: dict[str, Any]) -> Any:
             context_words(composition),
             ", ".join(part["name"] for part in stage["domains"]),
             str(stage["steps"]),
-            f"{stage['problems_per_step']} x {stage['rollouts_per_problem']}",
+            "-" if stage["policy"] else f"{stage['problems_per_step']} x {stage['rollouts_per_problem']}",
         )
     needed = ", ".join(f"{value:g} {name}" for name, value in plan["resources"]["needed"].items())
     lines = [

@@ -47,9 +47,14 @@ def load(path: Path, changes: Sequence[str] = ()) -> Any:
             loader.dispose()
     except (yaml.YAMLError, RecursionError) as error:
         raise Refused(f"{path} is not YAML or JSON: {' '.join(str(error).split())}") from None
+    return changed(payload, changes, path.parent)
+
+
+def changed(payload: Any, changes: Sequence[str], folder: Path) -> Any:
+    """With ``a.b=value`` changes, and paths as in ``with_paths``. Raises ``Refused``."""
     for change in changes:
         _apply(payload, change)
-    return with_paths(payload, path.parent)
+    return with_paths(payload, folder)
 
 
 def with_paths(payload: Any, folder: Path) -> Any:

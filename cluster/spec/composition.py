@@ -143,3 +143,9 @@ class Composition(Spec):
 
     def context_of(self, domain: str) -> ContextSpec:
         return self.domain_contexts.get(domain, self.context)
+
+
+class NoMethod(Composition):
+    """What a given stage has in place of a method: no term, no teacher, nothing to learn from."""
+
+    terms: tuple[Term, ...] = Field((), max_length=0)

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from cluster.spec.base import Count, Name, Spec, cannot_learn
-from cluster.spec.composition import Composition
+from cluster.spec.composition import Composition, NoMethod
 from cluster.spec.contexts import TEMPLATE_TOKENS, Critique, NoContext, UserTemplate
 from cluster.spec.domains import DomainSpec, EvaluationDomain, WeightedDomain
 from cluster.spec.recipes import MethodSpec, resolve
@@ -15,6 +15,12 @@ from cluster.spec.stage_refusals import stage_refusals
 from cluster.spec.teachers import ModelFolder
 
 MAX_SAMPLES_PER_PROBLEM = 1024
+GIVEN = "given"
+"""Stands where other stages have their recipe's name."""
+ONE_DOMAIN = "a stage has exactly one of domain and domains"
+ONE_SOURCE = "a stage has exactly one of method and policy"
+OF_TRAINING = ("steps", "problems_per_step", "rollouts_per_problem", "updates_per_batch", "optimizer", "boundary", "replay")
+"""Fields that say how a stage trains, which a given one does not do."""
 
 
 class ModelSpec(ModelFolder):
@@ -75,12 +81,19 @@ class Defaults(Spec):
 
 
 class StageSpec(Spec):
-    """One stage: a domain or a weighted mixture, a method, a budget. Unset budget fields come from ``defaults``."""
+    """One stage: a domain or a weighted mixture, a method, a budget. Unset budget fields come from ``defaults``.
+
+    A stage with ``policy`` in place of ``method`` is given: it takes the weights that another trainer wrote, trains nothing, and is
+    measured as every other. Its domains say what those weights were trained on; its steps are 0.
+    """
 
     name: Name
     domain: DomainSpec | None = None
     domains: tuple[WeightedDomain, ...] | None = Field(None, min_length=1)
-    method: MethodSpec
+    method: MethodSpec | None = None
+    policy: ModelFolder | None = Field(
+        None, description="in place of method: a checkpoint of the base's architecture and vocabulary that another trainer wrote, measured as the policy after this stage"
+    )
     steps: Count | None = None
     problems_per_step: Count | None = None
     rollouts_per_problem: Count | None = None
@@ -94,7 +107,16 @@ class StageSpec(Spec):
     @model_validator(mode="after")
     def _domain(self) -> StageSpec:
         if (self.domain is None) == (self.domains is None):
-            raise ValueError("a stage has exactly one of domain and domains")
+            raise ValueError(ONE_DOMAIN)
+        return self
+
+    @model_validator(mode="after")
+    def _source(self) -> StageSpec:
+        if (self.method is None) == (self.policy is None):
+            raise ValueError(ONE_SOURCE)
+        training = [name for name in OF_TRAINING if getattr(self, name) is not None] if self.policy is not None else []
+        if training:
+            raise ValueError(f"a stage with policy trains nothing, so it has no {', '.join(training)}; remove what it has, or give a method in place of policy")
         return self
 
 
@@ -180,7 +202,10 @@ class ResolvedStage(Spec):
     index: int
     name: Name
     recipe: str
+    """``given`` where the stage has no method."""
     domains: tuple[WeightedDomain, ...]
+    policy: ModelFolder | None = None
+    """Of a given stage: the weights that it takes. Its composition has no term and its steps are 0."""
     composition: Composition
     steps: int
     problems_per_step: int
@@ -193,7 +218,7 @@ class ResolvedStage(Spec):
 
     @model_validator(mode="after")
     def _can_learn(self) -> ResolvedStage:
-        reasons = stage_refusals(self)
+        reasons = stage_refusals(self) if self.policy is None else ()
         if reasons:
             raise cannot_learn(reasons)
         return self
@@ -217,6 +242,9 @@ def resolve_stage(job: JobSpec, index: int) -> ResolvedStage:
         field: getattr(stage, field) if getattr(stage, field) is not None else getattr(defaults, field)
         for field in Defaults.model_fields
     }
+    if stage.policy is not None:
+        filled["steps"] = 0
+        return ResolvedStage(index=index, name=stage.name, recipe=GIVEN, domains=domains, policy=stage.policy, composition=NoMethod(), **filled)
     return ResolvedStage(
         index=index, name=stage.name, recipe=stage.method.recipe, domains=domains, composition=resolve(stage.method), **filled
     )

@@ -111,17 +111,20 @@ class StudySpec(Spec):
 
     @model_validator(mode="after")
     def _holds_together(self) -> StudySpec:
-        for field in ("arms", "orders", "hypotheses"):
-            _names_once(field, [item.name for item in getattr(self, field)])
+        """Everything that is wrong with the names is told at once: the context's ``places`` has a pointer and a text for each."""
+        found = [place for field in ("arms", "orders", "hypotheses") for place in _names_once(field, [item.name for item in getattr(self, field)])]
         stages, orders, arms = {stage.name for stage in self.base.stages}, {o.name for o in self.all_orders()}, {arm.name for arm in self.arms}
         for index, order in enumerate(self.orders):
-            _known(f"orders.{index}.stages", order.stages, stages, "a stage of the base job")
+            found += _known(f"orders.{index}.stages", order.stages, stages, "a stage of the base job")
         for index, arm in enumerate(self.arms):
-            _known(f"arms.{index}.orders", arm.orders or (), orders, "an order")
+            found += _known(f"arms.{index}.orders", arm.orders or (), orders, "an order")
         for index, item in enumerate(self.hypotheses):
-            _known(f"hypotheses.{index}.orders", item.orders or (), orders, "an order")
-            _known(f"hypotheses.{index}.arm", (item.arm,), arms, "an arm")
-            _known(f"hypotheses.{index}.against", (item.against,) if item.against else (), arms, "an arm")
+            found += _known(f"hypotheses.{index}.orders", item.orders or (), orders, "an order")
+            found += _known(f"hypotheses.{index}.arm", (item.arm,), arms, "an arm")
+            found += _known(f"hypotheses.{index}.against", (item.against,) if item.against else (), arms, "an arm")
+        if found:
+            text = "; ".join(text for _, _, text in found)
+            raise PydanticCustomError(found[0][0], "{text}", {"text": text, "place": found[0][1], "places": found})
         count = sum(len(order.seeds) for arm in self.arms for order in self.all_orders() if arm.orders is None or order.name in arm.orders)
         if count > MAX_MEMBERS:
             raise ValueError(f"the study has {count} members; at most {MAX_MEMBERS} are allowed")
@@ -181,7 +184,7 @@ def member_document(study: StudySpec, arm_index: int, order: Order, seed: int) -
     arm = study.arms[arm_index]
     document = study.base.model_dump(mode="json", exclude_unset=True)
     for path, value in arm.set.items():
-        _set(document, path, copy.deepcopy(value), f"/arms/{arm_index}/set/{path.replace('~', '~0').replace('/', '~1')}")
+        _set(document, path, copy.deepcopy(value), set_pointer(arm_index, path))
     by_name = {stage["name"]: stage for stage in document["stages"]}
     document["stages"] = [by_name[name] for name in order.stages]
     document["seed"] = seed
@@ -232,15 +235,39 @@ def _descend(holder: dict[str, Any], parts: list[str], value: Any, path: str, po
     holder[parts[-1]] = value
 
 
-def _names_once(field: str, names: list[str]) -> None:
-    for index, name in enumerate(names):
-        if names.index(name) < index:
-            raise PydanticCustomError("duplicate", "{text}", {"text": f"{field}.{index}.name: {name!r} is the name of {field}.{names.index(name)} already", "place": f"/{field}/{index}/name"})
+def override_faults(study: StudySpec) -> list[OverrideFault]:
+    """Every path of every arm that leads nowhere; ``expand`` raises the first of them."""
+    found = []
+    for arm_index, arm in enumerate(study.arms):
+        document = study.base.model_dump(mode="json", exclude_unset=True)
+        for path, value in arm.set.items():
+            try:
+                _set(document, path, copy.deepcopy(value), set_pointer(arm_index, path))
+            except OverrideFault as fault:
+                found.append(fault)
+    return found
 
 
-def _known(place: str, names: tuple[str, ...], allowed: set[str], what: str) -> None:
-    for name in names:
-        if name not in allowed:
-            text = f"{place}: {name!r} is not {what}; there are {', '.join(sorted(allowed))}"
-            raise PydanticCustomError("unknown_name", "{text}", {"text": text, "place": "/" + place.replace(".", "/")})
+def set_pointer(arm_index: int, path: str) -> str:
+    """Where an arm's override stands in the study file."""
+    return f"/arms/{arm_index}/set/{path.replace('~', '~0').replace('/', '~1')}"
 
+
+Place = tuple[str, str, str]
+"""Kind of the fault, pointer into the study file, text."""
+
+
+def _names_once(field: str, names: list[str]) -> list[Place]:
+    return [
+        ("duplicate", f"/{field}/{index}/name", f"{field}.{index}.name: {name!r} is the name of {field}.{names.index(name)} already")
+        for index, name in enumerate(names)
+        if names.index(name) < index
+    ]
+
+
+def _known(place: str, names: tuple[str, ...], allowed: set[str], what: str) -> list[Place]:
+    return [
+        ("unknown_name", "/" + place.replace(".", "/"), f"{place}: {name!r} is not {what}; there are {', '.join(sorted(allowed))}")
+        for name in names
+        if name not in allowed
+    ]

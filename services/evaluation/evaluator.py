@@ -24,6 +24,19 @@ NUM_SAMPLES = 8
 SEED_BITS = 31
 
 
+@dataclass(frozen=True, slots=True)
+class FirstCompletions:
+    """The first completion of each problem, in the problems' order."""
+
+    token_ids: tuple[np.ndarray, ...]
+    """int32, one for each problem"""
+    cut: np.ndarray
+    """bool [N]: ended at the token limit"""
+
+    def head(self, count: int) -> FirstCompletions:
+        return FirstCompletions(self.token_ids[:count], self.cut[:count])
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DomainScores:
     """One cell of the score matrix."""
@@ -43,6 +56,7 @@ class DomainScores:
     samples_per_problem: int
     passed: np.ndarray
     """int64 [N]: how many of a problem's samples passed"""
+    first: FirstCompletions
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,6 +138,18 @@ class Evaluator:
             for name, suite in suites.items()
         }
 
+    def prompts(self, name: str, count: int) -> tuple[list[np.ndarray], str]:
+        """Token ids of a domain's first ``count`` prompts, at most as many as are evaluated, and the problems' digest."""
+        suite = self._suite(name)
+        return [request.prompt_token_ids for request in suite.requests[:count]], suite.digest
+
+    def sample(self, names: Sequence[str], count: int) -> dict[str, FirstCompletions]:
+        """What ``score`` would sample first for the first ``count`` problems of each domain, without judging it."""
+        requests = {name: self._suite(name).requests[:count] for name in names}
+        alone = [dataclasses.replace(request, num_completions=1) for of_domain in requests.values() for request in of_domain]
+        answers = iter(self._pool.generate(alone, self._sampling) if alone else ())
+        return {name: _first([next(answers)[0] for _ in of_domain]) for name, of_domain in requests.items()}
+
     def _repeated(self, problems: Sequence[Problem]) -> list[Problem]:
         """One entry for every completion."""
         return [problem for problem in problems for _ in range(self._samples_per_problem)]
@@ -175,6 +201,11 @@ class Evaluator:
         return digest.hexdigest()
 
 
+def _first(completions: Sequence[Completion]) -> FirstCompletions:
+    ids = tuple(np.asarray(completion.token_ids, dtype=np.int32) for completion in completions)
+    return FirstCompletions(ids, np.array([completion.finish_reason == "length" for completion in completions], dtype=bool))
+
+
 def _domain_scores(
     name: str, suite: Suite, completions: list[Completion], texts: list[str], verdicts: list[Verdict]
 ) -> DomainScores:
@@ -192,6 +223,7 @@ def _domain_scores(
         problems_digest=suite.digest,
         samples_per_problem=samples,
         passed=passed,
+        first=_first(completions[::samples]),
         samples=[
             {
                 "problem_id": problem.problem_id,

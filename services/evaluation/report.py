@@ -1,7 +1,7 @@
 """The report of a job: what report.json holds, and the same as text for people.
 
-Invariant: the report is a function of the job's row, its evaluations, its checkpoints and its metrics; nothing is measured
-here, and every figure is a JSON value (None where it was not measured).
+Invariant: the report is a function of the job's row, its evaluations, its checkpoints, its metrics, its events and what its stages
+left of answers; nothing is measured here, and every figure is a JSON value (None where it was not measured).
 """
 
 from __future__ import annotations
@@ -9,15 +9,19 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from cluster.spec.job import JobSpec, ResolvedStage, evaluation_domains
+from cluster.spec.job import JobSpec, ResolvedStage, evaluation_domains, own_domains
 from services.evaluation.report_comparisons import comparable, comparisons, pass_at, render_comparisons
+from services.evaluation.report_side_effects import side_effects
 from services.evaluation.retention import CONFIDENCE, RetentionReport, retention
+from services.evaluation.side_effects_text import render_side_effects
 from services.evaluation.text_tables import signed, table
 
-REPORT_FORMAT = 1
+REPORT_FORMAT = 2
+"""2: with ``during``, ``drift``, ``collapse``; a stage's ``domains`` without those that it only replays."""
 PARITY_KEY = "parity/max_abs_nats"
 SECONDS_PREFIX = "seconds/"
 STEP_SECONDS_KEY = "seconds/step"
@@ -32,11 +36,15 @@ def build_report(
     metrics: Iterable[Mapping[str, Any]] = (),
     *,
     mlflow: Mapping[str | None, str] | None = None,
+    events: Iterable[Mapping[str, Any]] = (),
+    responses: Iterable[Mapping[str, Any]] = (),
+    domain_distances: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The content of report.json.
 
-    ``evaluations`` and ``checkpoints`` are the store's rows as dicts, oldest first; ``metrics`` are points with key, value,
-    stage and step; ``mlflow`` are links by stage name, the job's own under None.
+    ``evaluations``, ``checkpoints`` and ``events`` are the store's rows as dicts, oldest first (of the events those of
+    ``REPORTED_KINDS`` are read); ``metrics`` are points with key, value, stage, step and global_step; ``mlflow`` are links by
+    stage name, the job's own under None; ``responses`` and ``domain_distances`` are what the files of the run folder hold.
     """
     spec = JobSpec.model_validate(job["spec"])
     stages = spec.resolved_stages()
@@ -45,7 +53,7 @@ def build_report(
     rows = _complete_rows(cells, domains, most=len(stages) + 1)
     num_rows, notes = comparable(cells, domains, len(rows))
     rows, names = rows[:num_rows], ["base", *(stage.name for stage in stages)][:num_rows]
-    stage_domains = [[part.name for part in stage.domains] for stage in stages]
+    stage_domains = trained_domains(spec)
     figures = retention(rows, stage_domains) if rows else None
     points = _by_key(metrics)
     models = _models(stages, checkpoints)
@@ -57,7 +65,8 @@ def build_report(
         "retention": _retention(figures),
         "comparisons": comparisons(rows, names, stage_domains) if len(rows) > 1 else None,
         "pass_at": pass_at(cells, domains, num_rows, spec.evaluation.pass_at),
-        "stages": [_stage(stage, figures, models, links, points) for stage in stages],
+        "stages": [_stage(stage, own, figures, models, links, points) for stage, own in zip(stages, stage_domains, strict=True)],
+        **side_effects(stages, evaluations, chain.from_iterable(points.values()), events, responses, domain_distances),
         "models": models,
         "parity": _parity(points),
         "seconds_per_step": {key.removeprefix(SECONDS_PREFIX): _mean(of_key) for key, of_key in points.items() if key.startswith(SECONDS_PREFIX)},
@@ -65,6 +74,12 @@ def build_report(
         "completion_tokens_per_s": _mean(points.get(TOKENS_PER_S_KEY, [])),
         "mlflow": mlflow_section(links),
     }
+
+
+def trained_domains(spec: JobSpec) -> list[list[str]]:
+    """Per stage the names of its own domains: one that is only replayed belongs to the stage that learned it, so that a job with
+    replay has figures of the same meaning as one without."""
+    return [[part.name for part in own_domains(stage)] for stage in spec.stages]
 
 
 def mlflow_section(links: Mapping[str | None, str]) -> dict[str, Any]:
@@ -108,17 +123,20 @@ def _retention(figures: RetentionReport | None) -> dict[str, Any] | None:
     return {key: value for key, value in figures.to_dict().items() if key not in ("score_matrix", "domains", "num_problems")}
 
 
-def _stage(stage: ResolvedStage, figures: RetentionReport | None, models: Mapping[str, str], links, points) -> dict[str, Any]:
-    gains = figures.to_dict()["stage_gains"] if figures else []
+def _stage(stage: ResolvedStage, own: list[str], figures: RetentionReport | None, models: Mapping[str, str], links, points) -> dict[str, Any]:
+    known = figures.to_dict() if figures else {"stage_gains": [], "earlier_changes": []}
+    gain, earlier = (dict(enumerate(known[name])).get(stage.index) for name in ("stage_gains", "earlier_changes"))
     rewards = [point["value"] for point in points.get(SCORE_KEY, []) if point.get("stage") == stage.name]
     return {
         "index": stage.index,
         "name": stage.name,
         "recipe": stage.recipe,
         "teacher": stage.composition.teacher.kind if stage.composition.teacher else None,
-        "domains": [part.name for part in stage.domains],
+        "domains": own,
+        "replayed": [part.name for part in stage.domains if part.name not in own],
         "steps": stage.steps,
-        "gain": gains[stage.index] if stage.index < len(gains) else None,
+        "gain": gain,
+        "earlier_change": earlier,
         "first_reward": rewards[0] if rewards else None,
         "last_reward": rewards[-1] if rewards else None,
         "model": models.get(stage.name),
@@ -163,6 +181,7 @@ def render_text(report: Mapping[str, Any]) -> str:
     blocks = [_render_matrix(report["score_matrix"]), _render_stages(report["stages"])]
     if report["retention"] is not None:
         blocks.append(_render_retention(report["retention"]))
+    blocks += render_side_effects(report)
     blocks += render_comparisons(report)
     blocks.append(_render_speed(report))
     return "\n\n".join([f"Job {report['job']['name']} ({report['job']['id']})", *blocks])

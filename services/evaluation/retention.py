@@ -51,6 +51,9 @@ class RetentionReport:
     """[row][domain]"""
     stage_gains: list[Estimate]
     """own(j, j) - own(j - 1, j): what each stage did to what it was trained on."""
+    earlier_changes: list[Estimate | None]
+    """Mean over the domains of stages before j, those of stage j itself left out, of R[j, d] - R[j - 1, d]: what each stage did to
+    what had been learned before; None where there is no such domain."""
     average_score: Estimate
     """Mean of the last row over the domains that were trained on (over all, before the first stage)."""
     backward_transfer: Estimate | None
@@ -88,17 +91,19 @@ def retention(
     domains = list(rows[0])
     scores = [np.stack([row[name] for row in rows]) for name in domains]
     own = _own_domains(domains, stage_domains, num_stages=len(rows) - 1)
-    figures = _figures(own, num_domains=len(domains))
+    earlier = _earlier_domains(own)
+    figures = _figures(own, earlier, num_domains=len(domains))
     estimates = iter(_estimate(scores, [figure for _, figure in figures]))
     found: dict[str, list[Estimate]] = {}
     for name, _ in figures:
         found.setdefault(name, []).append(next(estimates))
-    cells = found["cell"]
+    cells, changes = found["cell"], iter(found.get("earlier_change", []))
     return RetentionReport(
         domains=domains,
         num_problems={name: len(rows[0][name]) for name in domains},
         score_matrix=[cells[start : start + len(domains)] for start in range(0, len(cells), len(domains))],
         stage_gains=found.get("stage_gain", []),
+        earlier_changes=[next(changes) if columns else None for columns in earlier],
         average_score=found["average_score"][0],
         backward_transfer=found.get("backward_transfer", [None])[0],
         forgetting=found.get("forgetting", [None])[0],
@@ -138,11 +143,16 @@ def _own_domains(domains: list[str], stage_domains: Sequence[Sequence[str] | str
     return [[domains.index(name) for name in names] for names in own]
 
 
+def _earlier_domains(own: list[list[int]]) -> list[list[int]]:
+    """Per stage done, the columns of what earlier stages were trained on and this one is not."""
+    return [sorted({column for before in own[:index] for column in before} - set(columns)) for index, columns in enumerate(own)]
+
+
 Figure = Callable[[np.ndarray], np.ndarray]
 """means [rows, domains, ...] -> [...]"""
 
 
-def _figures(own: list[list[int]], *, num_domains: int) -> list[tuple[str, Figure]]:
+def _figures(own: list[list[int]], earlier: list[list[int]], *, num_domains: int) -> list[tuple[str, Figure]]:
     """Every figure as a function of the cell means; R[r, d] first, row by row."""
     last = len(own)
     trained = sorted({column for columns in own for column in columns}) or list(range(num_domains))
@@ -165,13 +175,18 @@ def _figures(own: list[list[int]], *, num_domains: int) -> list[tuple[str, Figur
         ("stage_gain", lambda means, stage=stage: own_score(means, stage, stage) - own_score(means, stage - 1, stage))
         for stage in range(1, last + 1)
     ]
+    figures += [
+        ("earlier_change", lambda means, row=row, columns=columns: (means[row, columns] - means[row - 1, columns]).mean(axis=0))
+        for row, columns in enumerate(earlier, start=1)
+        if columns
+    ]
     if last < 2:
         return figures
-    earlier, later = range(1, last), range(2, last + 1)
+    before_last, later = range(1, last), range(2, last + 1)
     return [
         *figures,
-        ("backward_transfer", average(lambda means, j: own_score(means, last, j) - own_score(means, j, j), earlier)),
-        ("forgetting", average(lambda means, j: best_before_last(means, j) - own_score(means, last, j), earlier)),
+        ("backward_transfer", average(lambda means, j: own_score(means, last, j) - own_score(means, j, j), before_last)),
+        ("forgetting", average(lambda means, j: best_before_last(means, j) - own_score(means, last, j), before_last)),
         ("forward_transfer", average(lambda means, j: own_score(means, j - 1, j) - own_score(means, 0, j), later)),
     ]
 

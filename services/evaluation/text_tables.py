@@ -24,3 +24,19 @@ def percent(estimate: Mapping[str, float | None] | None) -> str:
         return "-"
     low, high = (f"{bound:+.1f}" if bound is not None else "inf" for bound in (estimate["low"], estimate["high"]))
     return f"{estimate['value']:+.1f}% [{low}, {high}]"
+
+
+def change(figure: Mapping[str, float] | float | None) -> str:
+    """A difference with its interval, or without one where only the figure is known."""
+    return f"{figure:+.3f}" if isinstance(figure, float) else signed(figure)
+
+
+def short(value: float | None, factor: float = 1.0) -> str:
+    """Three digits that count; ``factor`` 100 for a share in percent."""
+    return "-" if value is None else f"{factor * value:.3g}"
+
+
+def without_empty_columns(lines: Sequence[Sequence[str]]) -> list[list[str]]:
+    """Drop the columns that hold nothing below their header."""
+    kept = [column for column in zip(*lines, strict=True) if any(text != "-" for text in column[1:])]
+    return [list(line) for line in zip(*kept, strict=True)]

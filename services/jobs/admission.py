@@ -14,6 +14,8 @@ from cluster.placement import plan_layout
 from cluster.spec.job import JobSpec, ResolvedStage
 from services.jobs.data_sets import check_data_sets
 from services.jobs.faults import Fault, pointer, show
+from services.jobs.embedding_model import check_embedding_model
+from services.jobs.given_policies import check_given_policies
 from services.jobs.method_budgets import (
     check_budget,
     check_evaluation_length,
@@ -30,8 +32,9 @@ def check_environment(spec: JobSpec, *, base_dir: Path, cluster: dict[str, float
     """Every fault of a job against this machine, and what the names in it were found to be.
 
     ``base_dir`` is where relative paths start; ``cluster`` is ``{"cpus": ..., "gpus": ...}``, or None where it is not known
-    yet. The second value goes into the job's row: ``model_path``, ``model_sha256``, ``model_revision``, ``datasets``, and with
-    methods that name other models or recorded rollouts ``teachers``, ``teacher_sha256``, ``teacher_revisions``, ``replayed``.
+    yet. The second value goes into the job's row: ``model_path``, ``model_sha256``, ``model_revision``, ``datasets``, with
+    methods that name other models or recorded rollouts ``teachers``, ``teacher_sha256``, ``teacher_revisions``, ``replayed``, and with
+    given stages ``policies``, ``policy_sha256``, ``policy_revisions``; ``embedding`` where response drift names a model of its own.
     """
     base_dir = Path(base_dir)
     faults, facts, resolved = check_model(spec.model, base_dir)
@@ -46,9 +49,12 @@ def check_environment(spec: JobSpec, *, base_dir: Path, cluster: dict[str, float
     faults += _check_suite_names(spec) + check_kept_teachers(stages) + check_stage_replay(spec)
     more, teachers = check_teacher_models(spec, stages, base_dir, resolved.get("model_path") if whole else None)
     others, replayed = check_replayed(stages, base_dir)
-    resolved |= teachers | replayed
+    wrong, given = check_given_policies(stages, base_dir, resolved.get("model_path") if whole else None)
+    resolved |= teachers | replayed | given
+    unfit, embedding = check_embedding_model(spec, base_dir)
+    resolved |= embedding
     missing, resolved["datasets"] = check_data_sets(spec, base_dir)
-    faults += [*more, *others, *missing, *_check_compute(spec, stages, cluster)]
+    faults += [*more, *others, *wrong, *unfit, *missing, *_check_compute(spec, stages, cluster)]
     return list(dict.fromkeys(faults)), resolved
 
 

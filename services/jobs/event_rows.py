@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 from sqlalchemy import Connection, insert, select, update
@@ -25,8 +26,13 @@ class EventRows:
         with self.database.write() as connection:
             return add_event(connection, job_id, kind=kind, level=level, message=message, data=data, stage=stage)
 
-    def list_events(self, job_id: str, after_seq: int = 0, limit: int = 100) -> list[EventRecord]:
+    def list_events(
+        self, job_id: str, after_seq: int = 0, limit: int | None = 100, *, kinds: Collection[str] | None = None
+    ) -> list[EventRecord]:
+        """The oldest first; ``limit`` None: all of them. ``kinds``: only those."""
         query = select(events).where(events.c.job_id == job_id, events.c.seq > after_seq).order_by(events.c.seq).limit(limit)
+        if kinds is not None:
+            query = query.where(events.c.kind.in_(kinds))
         with self.database.read() as connection:
             return [EventRecord(**row) for row in connection.execute(query).mappings()]
 

@@ -17,7 +17,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from cluster.errors import SpecError
-from cluster.spec.job import JobSpec, ResolvedStage, resolve_stage
+from cluster.spec.job import ONE_DOMAIN, ONE_SOURCE, JobSpec, ResolvedStage, resolve_stage
 
 MAX_SHOWN_CHARACTERS = 80
 CANNOT_LEARN = "cannot_learn"
@@ -67,11 +67,11 @@ class Fault:
 
 def parse_job(payload: object) -> JobSpec:
     """The job spec in a parsed file. Raises ``SpecError`` whose details hold every fault, as dicts."""
-    faults = [*_duplicate_names(payload), *_stages_without_domain(payload)]
+    faults = [*_duplicate_names(payload), *_stages_without_either(payload)]
     try:
         job = JobSpec.model_validate(payload)
     except ValidationError as error:
-        said = ("duplicate stage name", ONE_DOMAIN)
+        said = ("duplicate stage name", ONE_DOMAIN, ONE_SOURCE)
         told = [fault for fault in _faults(error, JobSpec, payload) if not (faults and fault.detail.startswith(said))]
         raise spec_error([*told, *faults]) from None
     for index in range(len(job.stages)):
@@ -107,20 +107,23 @@ def show(value: object) -> str:
     return text if len(text) <= MAX_SHOWN_CHARACTERS else text[: MAX_SHOWN_CHARACTERS - 4] + " ..."
 
 
-ONE_DOMAIN = "a stage has exactly one of domain and domains"
-
-
 def _stages(payload: object) -> list[object]:
     stages = payload.get("stages") if isinstance(payload, dict) else None
     return list(stages) if isinstance(stages, list | tuple) else []
 
 
-def _stages_without_domain(payload: object) -> list[Fault]:
+EITHER = ((("domain", "domains"), ONE_DOMAIN), (("method", "policy"), ONE_SOURCE))
+"""Pairs of fields of which a stage has exactly one, and what is said of one that has none or both."""
+
+
+def _stages_without_either(payload: object) -> list[Fault]:
     """Looked for here because pydantic does so only where all else in the stage is fine; so are duplicate names."""
     return [
-        Fault(pointer(("stages", index)), ONE_DOMAIN, "value_error")
+        Fault(pointer(("stages", index)), words, "value_error")
         for index, stage in enumerate(_stages(payload))
-        if isinstance(stage, dict) and (stage.get("domain") is None) == (stage.get("domains") is None)
+        if isinstance(stage, dict)
+        for (one, other), words in EITHER
+        if (stage.get(one) is None) == (stage.get(other) is None)
     ]
 
 

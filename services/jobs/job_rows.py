@@ -32,13 +32,12 @@ class JobRows:
         self, spec: JobSpec, *, resolved: dict[str, Any], idempotency_key: str | None = None, request_hash: str | None = None
     ) -> tuple[JobRecord, bool]:
         """The job, and whether this key had made it before. Raises ``Conflict`` for the same key with another body."""
-        content = spec.model_dump(mode="json")
         try:
             with self.database.write() as connection:
                 known = self._by_key(connection, idempotency_key, request_hash)
                 if known is not None:
                     return known, True
-                job_id = self._insert_job(connection, spec, content, resolved, idempotency_key, request_hash)
+                job_id = insert_job(connection, spec, resolved=resolved, idempotency_key=idempotency_key, request_hash=request_hash)
                 return _read(connection, job_id), False
         except IntegrityError:
             # Another process inserted the same key between our look and our insert.
@@ -61,35 +60,6 @@ class JobRows:
                 details={"job_id": row.id},
             )
         return _read(connection, row.id)
-
-    def _insert_job(self, connection: Connection, spec: JobSpec, content, resolved, key, request_hash) -> str:
-        job_id, now = new_id("job"), now_text()
-        canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-        connection.execute(
-            insert(jobs).values(
-                id=job_id,
-                name=spec.name,
-                status="queued",
-                desired_status="running",
-                cancel_mode="graceful",
-                version=1,
-                spec=content,
-                spec_hash=hashlib.sha256(canonical.encode()).hexdigest(),
-                resolved=resolved,
-                labels=dict(spec.labels),
-                idempotency_key=key,
-                request_hash=request_hash,
-                last_event_seq=0,
-                incarnations=0,
-                created_at=now,
-            )
-        )
-        for stage in spec.resolved_stages():
-            connection.execute(
-                insert(stages).values(job_id=job_id, index=stage.index, name=stage.name, status="queued", step=0, total_steps=stage.steps)
-            )
-        add_event(connection, job_id, kind="job.status", message="queued", data={"status": "queued"})
-        return job_id
 
     def get_job(self, job: str) -> JobRecord:
         """By id, or the newest by name. Raises ``NotFound``."""
@@ -144,6 +114,11 @@ class JobRows:
         with self.database.read() as connection:
             return next(iter(_records(connection, connection.execute(query).mappings().all())), None)
 
+    def job_states(self) -> dict[str, str]:
+        """The status of every job by id, oldest first; without the specs, which are most of a row."""
+        with self.database.read() as connection:
+            return dict(connection.execute(select(jobs.c.id, jobs.c.status).order_by(jobs.c.id)).tuples().all())
+
     def count_jobs(self) -> dict[str, int]:
         with self.database.read() as connection:
             rows = connection.execute(select(jobs.c.status, func.count()).group_by(jobs.c.status))
@@ -157,31 +132,18 @@ class JobRows:
 
     def request_cancel(self, job_id: str, mode: str = "graceful") -> JobRecord:
         """``graceful``: at the next step, with a checkpoint; ``now``: at once. A cancel is never taken back."""
-        return self._request(job_id, "cancel", desired="cancelled", at_once={"queued": "cancelled", "paused": "cancelled"}, mode=mode)
+        with self.database.write() as connection:
+            return request(connection, job_id, "cancel", mode=mode)
 
     def request_pause(self, job_id: str) -> JobRecord:
         """Stop at the next step with a checkpoint, and leave the cluster."""
-        return self._request(job_id, "pause", desired="paused", at_once={"queued": "paused"})
+        with self.database.write() as connection:
+            return request(connection, job_id, "pause")
 
     def request_resume(self, job_id: str) -> JobRecord:
         """Queue a paused job again, or take back a pause that has not happened yet."""
-        return self._request(job_id, "resume", desired="running", at_once={"paused": "queued"})
-
-    def _request(self, job_id: str, action: str, *, desired: str, at_once: dict[str, str], mode: str = "graceful") -> JobRecord:
         with self.database.write() as connection:
-            job = _read(connection, job_id, lock=True)
-            check_request(job.id, _stands(job), action)
-            new = job.desired_status != desired or (mode == "now" and job.cancel_mode != "now")
-            if job.status in TERMINAL or not new:
-                return job
-            _update(connection, job.id, desired_status=desired, cancel_mode="now" if mode == "now" else job.cancel_mode)
-            add_event(connection, job.id, kind="job.request", message=f"{action} was asked for", data={"action": action})
-            job = _read(connection, job.id)
-            if job.status in at_once:
-                set_status(connection, job, at_once[job.status], reason=f"{action}_requested", message=None)
-            elif job.status == "pausing" and desired == "running":
-                set_status(connection, job, _before_pausing(connection, job.id), reason="resume_requested", message="the pause was taken back")
-            return _read(connection, job.id)
+            return request(connection, job_id, "resume")
 
     # -- what the scheduler does -------------------------------------------------------------------------------------
 
@@ -196,6 +158,66 @@ class JobRows:
             if settled != job.status and not withdrawn:
                 set_status(connection, job, settled, reason=reason if settled == to else settled, message=message)
             return _read(connection, job_id)
+
+
+def insert_job(
+    connection: Connection, spec: JobSpec, *, resolved: dict[str, Any], idempotency_key: str | None = None, request_hash: str | None = None
+) -> str:
+    """A queued job with its stages and its first event; its id, which is its place in the queue."""
+    content, job_id = spec.model_dump(mode="json"), new_id("job")
+    canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    connection.execute(
+        insert(jobs).values(
+            id=job_id,
+            name=spec.name,
+            status="queued",
+            desired_status="running",
+            cancel_mode="graceful",
+            version=1,
+            spec=content,
+            spec_hash=hashlib.sha256(canonical.encode()).hexdigest(),
+            resolved=resolved,
+            labels=dict(spec.labels),
+            idempotency_key=idempotency_key,
+            request_hash=request_hash,
+            last_event_seq=0,
+            incarnations=0,
+            created_at=now_text(),
+        )
+    )
+    parts = [
+        {"job_id": job_id, "index": stage.index, "name": stage.name, "status": "queued", "step": 0, "total_steps": stage.steps}
+        for stage in spec.resolved_stages()
+    ]
+    connection.execute(insert(stages), parts)
+    add_event(connection, job_id, kind="job.status", message="queued", data={"status": "queued"})
+    return job_id
+
+
+ASKED: dict[str, tuple[str, dict[str, str]]] = {
+    "cancel": ("cancelled", {"queued": "cancelled", "paused": "cancelled"}),
+    "pause": ("paused", {"queued": "paused"}),
+    "resume": ("running", {"paused": "queued"}),
+}
+"""What a request makes the job's desired status, and which states it changes at once."""
+
+
+def request(connection: Connection, job_id: str, action: str, *, mode: str = "graceful") -> JobRecord:
+    """Note what a user wants of a job: cancel, pause or resume. Raises ``IllegalTransition``."""
+    desired, at_once = ASKED[action]
+    job = _read(connection, job_id, lock=True)
+    check_request(job.id, _stands(job), action)
+    new = job.desired_status != desired or (mode == "now" and job.cancel_mode != "now")
+    if job.status in TERMINAL or not new:
+        return job
+    _update(connection, job.id, desired_status=desired, cancel_mode="now" if mode == "now" else job.cancel_mode)
+    add_event(connection, job.id, kind="job.request", message=f"{action} was asked for", data={"action": action})
+    job = _read(connection, job.id)
+    if job.status in at_once:
+        set_status(connection, job, at_once[job.status], reason=f"{action}_requested", message=None)
+    elif job.status == "pausing" and desired == "running":
+        set_status(connection, job, _before_pausing(connection, job.id), reason="resume_requested", message="the pause was taken back")
+    return _read(connection, job.id)
 
 
 def set_status(connection: Connection, job: JobRecord, to: str, *, reason: str | None, message: str | None) -> None:
@@ -264,4 +286,4 @@ def _records(connection: Connection, rows: Sequence[Any]) -> list[JobRecord]:
 
 
 read_job = _read
-__all__ = ["JobRows", "read_job", "set_status", "touch"]
+__all__ = ["JobRows", "insert_job", "read_job", "request", "set_status", "touch"]

@@ -47,7 +47,7 @@ def check_model(model: ModelSpec, base_dir: Path) -> tuple[list[Fault], ModelFac
     for path in files:
         faults += _check_file(path, str(path.relative_to(folder)))
     faults += _check_index(folder)
-    config = _read_json(folder / "config.json")
+    config = read_json(folder / "config.json")
     facts = _facts(config) if config is not None else None
     resolved: dict[str, Any] = {"model_path": str(folder.resolve())}
     if not faults:
@@ -67,7 +67,7 @@ def _check_file(path: Path, name: str) -> list[Fault]:
         problem = safetensors_problem(path)
         return [_fault(f"{name} {problem}", "model_damaged")] if problem else []
     if path.suffix == ".json":
-        content = _read_json(path)
+        content = read_json(path)
         if content is None:
             return [_fault(f"{name} is not a JSON object", "model_damaged")]
         if "auto_map" in content:
@@ -77,7 +77,7 @@ def _check_file(path: Path, name: str) -> list[Fault]:
 
 def _check_index(folder: Path) -> list[Fault]:
     """Every shard that the index names must be there."""
-    index = _read_json(folder / "model.safetensors.index.json") if (folder / "model.safetensors.index.json").is_file() else None
+    index = read_json(folder / "model.safetensors.index.json") if (folder / "model.safetensors.index.json").is_file() else None
     weight_map = index.get("weight_map") if index else None
     shards = sorted({str(name) for name in weight_map.values()}) if isinstance(weight_map, dict) else []
     return [_fault(f"{name} is named by model.safetensors.index.json and missing", "model_incomplete") for name in shards if not (folder / name).is_file()]
@@ -98,6 +98,13 @@ def safetensors_problem(path: Path) -> str | None:
             return "has a safetensors header that cannot be read"
     expected = 8 + length + max(ends, default=0)
     return None if size == expected else f"has {size} bytes, its header speaks of {expected}"
+
+
+def safetensors_header(path: Path) -> dict[str, Any]:
+    """Names, dtypes and shapes of a file that ``safetensors_problem`` finds nothing wrong with."""
+    with open(path, "rb") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        return json.loads(file.read(length))
 
 
 def folder_sha256(folder: Path) -> str:
@@ -126,7 +133,7 @@ def _facts(config: dict[str, Any]) -> ModelFacts:
     return ModelFacts(vocabulary if isinstance(vocabulary, int) else None, positions if isinstance(positions, int) else None)
 
 
-def _read_json(path: Path) -> dict[str, Any] | None:
+def read_json(path: Path) -> dict[str, Any] | None:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):

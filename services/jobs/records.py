@@ -96,3 +96,58 @@ class EvaluationRecord:
     samples_per_problem: int | None = None
     passed: list[int] | None = None
     """Per problem, how many of the samples passed."""
+    measured_on: str | None = None
+    """Device and dtype of the engines, such as ``cpu/float32``."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StudyRecord:
+    """A study without its members."""
+
+    id: str
+    name: str
+    spec: dict[str, Any]
+    """The study file as it was sent; defaults are not filled in, so that it expands to the same members again."""
+    spec_hash: str
+    labels: dict[str, str]
+    created_at: str
+    counts: dict[str, int]
+    """Members by status."""
+    started_at: str | None
+    finished_at: str | None
+    """Of the member that ended last, where all have ended."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemberRecord:
+    """One run of a study and where it stands."""
+
+    position: int
+    arm: str
+    order: str
+    seed: int
+    digest: str
+    job_id: str | None
+    """The newest job of this member; None where a record of another machine stands for it."""
+    status: str
+    """The job's; ``succeeded`` for one with a record."""
+    reason: str | None
+    message: str | None
+    started_at: str | None
+    finished_at: str | None
+    steps_done: int
+    steps_total: int
+    recorded: bool
+    """Whether a record that came with the submission stands for it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StudyPlace:
+    """Which study and arm a job belongs to."""
+
+    study_id: str
+    study: str
+    arm: str
+    order: str
+    seed: int
+    created_at: str

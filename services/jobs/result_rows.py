@@ -82,6 +82,7 @@ class ResultRows:
         problems_digest: str | None = None,
         samples_per_problem: int | None = None,
         passed: list[int] | None = None,
+        measured_on: str | None = None,
     ) -> None:
         """One measurement; measuring the same thing again replaces it."""
         with self.database.write() as connection:
@@ -100,6 +101,7 @@ class ResultRows:
                     problems_digest=problems_digest,
                     samples_per_problem=samples_per_problem,
                     passed=passed,
+                    measured_on=measured_on,
                     created_at=now_text(),
                 )
             )

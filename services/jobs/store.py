@@ -15,9 +15,10 @@ from services.jobs.job_rows import JobRows
 from services.jobs.key_rows import KeyRows
 from services.jobs.lease_rows import LeaseRows
 from services.jobs.result_rows import ResultRows
+from services.jobs.study_rows import StudyRows
 
 
-class JobStore(JobRows, AttemptRows, EventRows, ResultRows, KeyRows, LeaseRows):
+class JobStore(JobRows, AttemptRows, EventRows, ResultRows, StudyRows, KeyRows, LeaseRows):
     """One file per noun; the methods are theirs."""
 
     def __init__(self, url: str, *, lease_clock: Callable[[], float] | None = None):

@@ -126,6 +126,33 @@ evaluations = Table(
     Column("problems_digest", String(64)),
     Column("samples_per_problem", Integer),
     Column("passed", JSON(none_as_null=True)),
+    Column("measured_on", String(64)),
+)
+
+studies = Table(
+    "studies",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("name", String(64), nullable=False, index=True),
+    Column("spec", JSON, nullable=False),
+    Column("spec_hash", String(64), nullable=False),
+    Column("labels", JSON, nullable=False),
+    Column("idempotency_key", String(255), unique=True),
+    Column("request_hash", String(64)),
+    Column("created_at", String(40), nullable=False),
+)
+
+study_members = Table(
+    "study_members",
+    metadata,
+    Column("study_id", String(64), ForeignKey("studies.id", ondelete="CASCADE"), primary_key=True),
+    Column("position", Integer, primary_key=True),
+    Column("arm", String(64), nullable=False),
+    Column("order_name", String(64), nullable=False),
+    Column("seed", BigInteger, nullable=False),
+    Column("digest", String(64), nullable=False),
+    Column("job_id", String(64), ForeignKey("jobs.id", ondelete="SET NULL"), index=True),
+    Column("record", JSON(none_as_null=True)),
 )
 
 api_keys = Table(

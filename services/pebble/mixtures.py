@@ -103,12 +103,12 @@ RIVAL = Mixture(
     name="rivals",
     specs={**_EASY, **_HARD, **_OTHERS},
     phases=(
-        Phase(share=0.6, weights=_WEIGHTS, corrupted=dict.fromkeys(_WEIGHTS, 0.0), with_solution=0.25, with_feedback=0.1),
+        Phase(share=0.5, weights=_WEIGHTS, corrupted=dict.fromkeys(_WEIGHTS, 0.0), with_solution=0.25, with_feedback=0.1),
         Phase(
-            share=0.4,
+            share=0.5,
             weights={**_WEIGHTS, "arithmetic": 1.5},
-            corrupted={**dict.fromkeys(_EASY, 0.5), **dict.fromkeys(_HARD, 0.5), "uppercase": 0.4, "arithmetic": 0.4},
-            with_solution=0.35,
+            corrupted=dict.fromkeys(_WEIGHTS, 0.3),
+            with_solution=0.25,
             with_feedback=0.1,
         ),
     ),
@@ -117,7 +117,7 @@ RIVAL = Mixture(
         "It sorts, reverses, rotates\nand pair-swaps 4 to 8 letters, writes them in capitals and adds numbers below 100, each about half of the time."
     ),
     why="the answer of another of the four operations on strings (elsewhere a slip of the pen)",
-    steps=1200,
+    steps=1400,
 )
 
 MIXTURES = {mixture.name: mixture for mixture in (DEMO, RIVAL)}

@@ -14,6 +14,8 @@ from rollout.verifiers.pool import VerifierPool
 from services.evaluation.evaluator import Evaluator
 from services.scheduler.evaluations import Evaluations
 from services.scheduler.lead import Lead, LeadParts
+from services.scheduler.model_source import embedding_folder
+from services.scheduler.response_watch import ResponseWatch
 from services.scheduler.side_watch import SideWatch
 from services.teacher.canary import TeacherCanary
 from services.teacher.group import TeacherGroup
@@ -37,7 +39,8 @@ def build_lead(run: JobRun) -> Lead:
     verifiers = VerifierPool(VERIFIER_PROCESSES, VERIFIER_DEADLINE_S)
     log = RunLog(Path(config["run_dir"]))
     suites = evaluation_domains(job)
-    domains = {suite.name: build_domain(suite.domain, name=suite.name, seed=job.seed) for suite in suites}
+    seed = job.seed if job.evaluation.seed is None else job.evaluation.seed
+    domains = {suite.name: build_domain(suite.domain, name=suite.name, seed=seed) for suite in suites}
     longest = max(stage.sampling.max_tokens for stage in run.stages)
     evaluator = Evaluator(
         pool,
@@ -48,7 +51,7 @@ def build_lead(run: JobRun) -> Lead:
         EngineSampling(
             temperature=job.evaluation.temperature, top_p=job.evaluation.top_p, max_tokens=job.evaluation.max_tokens or longest
         ),
-        job.seed,
+        seed,
         max_prompt_tokens=max(stage.max_prompt_tokens for stage in run.stages),
         samples_per_problem=job.evaluation.samples_per_problem,
     )
@@ -72,6 +75,7 @@ def build_lead(run: JobRun) -> Lead:
             run_dir=Path(config["run_dir"]),
             stages=run.stages,
             when=job.evaluation.parameter_drift,
+            responses=_response_watch(run, log, evaluator),
         ),
     )
     known = (config["resolved"].get("datasets") or {}).values()
@@ -85,3 +89,17 @@ def build_lead(run: JobRun) -> Lead:
         run_dir=Path(config["run_dir"]),
         recorded=config["resolved"].get("replayed"),
     )
+
+
+def _response_watch(run: JobRun, log: RunLog, evaluator: Evaluator) -> ResponseWatch:
+    """On the learner's device and in its dtype; a sentence-embedding model runs on the processor."""
+    import torch
+
+    config = run.config
+    model = {
+        "dtype": getattr(torch, config["dtype"]),
+        "device": config["device"],
+        "embedding_folder": embedding_folder(run.job.evaluation.response_drift.embedding, config["resolved"]),
+    }
+    base, run_dir = Path(config["model_folder"]), Path(config["run_dir"])
+    return ResponseWatch(log, evaluator, job=run.job, base_folder=base, run_dir=run_dir, model=model)

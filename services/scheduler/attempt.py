@@ -148,6 +148,7 @@ class Attempt:
         from ray.train import FailureConfig, RunConfig, ScalingConfig
         from ray.train.torch import TorchConfig, TorchTrainer
 
+        from services.scheduler.model_source import given_folders
         from services.scheduler.train_function import train_function
 
         config = {
@@ -157,6 +158,7 @@ class Attempt:
             "resolved": self.resolved,
             "run_dir": str(self.run_dir),
             "model_folder": str(folder),
+            "given_folders": given_folders(self.job.resolved_stages(), self.resolved),
             "device": layout.device,
             "dtype": self.dtype(layout),
             "weight_transfer": self.weight_transfer(layout),

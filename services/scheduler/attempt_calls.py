@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
+from services.evaluation.report_side_effects import REPORTED_KINDS
 from services.jobs.ids import new_id
 
 
@@ -57,6 +58,10 @@ class AttemptCalls:
                 level="warning",
                 data={"reason": "non_finite_loss"},
             )
+        return self._store.control(attempt_id)[0]
+
+    def wanted(self, attempt_id: str) -> str:
+        """What the job is wanted to do: running, paused or cancelled."""
         return self._store.control(attempt_id)[0]
 
     def collapse_warning(self, attempt_id: str, warning: dict[str, Any]) -> None:
@@ -123,6 +128,7 @@ class AttemptCalls:
             "job": asdict(job),
             "evaluations": [asdict(item) for item in self._store.list_evaluations(job.id)],
             "checkpoints": [asdict(item) for item in self._store.list_checkpoints(job.id)],
+            "events": [asdict(item) for item in self._store.list_events(job.id, limit=None, kinds=REPORTED_KINDS)],
         }
 
     def _job(self, attempt_id: str):

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from cluster.spec.job import ResolvedStage
+from services.evaluation.evaluator import DomainScores
 
 
 class Evaluations:
@@ -19,19 +20,22 @@ class Evaluations:
         self._link = link
         self._log = log
 
-    def boundary(self, row: int, stage: ResolvedStage | None, global_step: int) -> None:
-        """Score every domain for one row of the score matrix."""
+    def boundary(self, row: int, stage: ResolvedStage | None, global_step: int) -> dict[str, DomainScores]:
+        """Score every domain for one row of the score matrix; returns those that were scored now."""
         recorded = set(self._link.call("evaluated_domains", row))
         missing = [name for name in self._evaluator.names if name not in recorded]
-        if missing:
-            self._score(missing, row=row, stage=stage, step=stage.steps if stage else 0, global_step=global_step, at="boundary")
+        if not missing:
+            return {}
+        return self._score(missing, row=row, stage=stage, step=stage.steps if stage else 0, global_step=global_step, at="boundary")
 
-    def during(self, stage: ResolvedStage, step: int, global_step: int) -> None:
+    def during(self, stage: ResolvedStage, step: int, global_step: int) -> dict[str, DomainScores]:
         """Score the stage's own domains inside the stage."""
         names = [part.name for part in stage.domains]
-        self._score(names, row=stage.index + 1, stage=stage, step=step, global_step=global_step, at="during")
+        return self._score(names, row=stage.index + 1, stage=stage, step=step, global_step=global_step, at="during")
 
-    def _score(self, names: list[str], *, row: int, stage: ResolvedStage | None, step: int, global_step: int, at: str) -> None:
+    def _score(
+        self, names: list[str], *, row: int, stage: ResolvedStage | None, step: int, global_step: int, at: str
+    ) -> dict[str, DomainScores]:
         results, values = self._evaluator.score(names), {}
         for name, result in results.items():
             values |= {
@@ -69,3 +73,4 @@ class Evaluations:
                 samples_per_problem=result.samples_per_problem,
                 passed=[int(count) for count in result.passed],
             )
+        return results

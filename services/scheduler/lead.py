@@ -18,6 +18,7 @@ import numpy as np
 from cluster.messages import BatchShard, StepReport
 from cluster.spec.domains import DomainSpec
 from cluster.spec.job import JobSpec, ResolvedStage
+from cluster.spec.teachers import external_key
 from services.scheduler.batches import Batch, Batches
 from services.scheduler.phases import Phases
 from services.scheduler.progress import Progress
@@ -78,7 +79,9 @@ class Lead:
         """Build the stage's source and contexts and anchor its teacher at the published weights."""
         self.close()
         self._stage, self._batch = stage, None
-        self._batches = Batches(self._job, stage, self.parts, num_ranks=self._num_ranks, run_dir=self._run_dir, recorded=self._recorded)
+        self._batches = None
+        if stage.policy is None:
+            self._batches = Batches(self._job, stage, self.parts, num_ranks=self._num_ranks, run_dir=self._run_dir, recorded=self._recorded)
         if stage.composition.teacher is not None:
             self._anchor_teacher(stage, resumed=resumed, snapshot=snapshot)
         if stage.composition.needs_reference:
@@ -119,6 +122,20 @@ class Lead:
         step = self._progress.cursor.global_step
         self.parts.log.metrics(
             stage=None, stage_index=None, step=step, global_step=step, values={"parity/max_abs_nats": self._parity_nats}
+        )
+
+    def wanted(self) -> str:
+        """What the job is wanted to do: running, paused, cancelled."""
+        return self.parts.link.call("wanted")
+
+    def record_given(self) -> None:
+        """The parity of a given stage's publication."""
+        self.parts.log.metrics(
+            stage=self._stage.name,
+            stage_index=self._stage.index,
+            step=0,
+            global_step=self._progress.cursor.global_step,
+            values={"parity/max_abs_nats": self._parity_nats},
         )
 
     # -- one step ----------------------------------------------------------------------------------------------------
@@ -219,14 +236,16 @@ class Lead:
         """Score the stage's own domains and measure drift every ``evaluation.every_steps`` steps, the stage's end excepted."""
         every, step = self._job.evaluation.every_steps, self._progress.cursor.step
         if every and step % every == 0 and step < self._stage.steps:
-            self.parts.evaluations.during(self._stage, step, self._progress.cursor.global_step)
+            scored = self.parts.evaluations.during(self._stage, step, self._progress.cursor.global_step)
             if snapshot is not None:
-                self.parts.side_watch.drift(self._stage, step, self._progress.cursor.global_step, snapshot)
+                self.parts.side_watch.drift(self._stage, step, self._progress.cursor.global_step, snapshot, scored)
             self._step_started = time.perf_counter()
 
 
 def _headline(stage: ResolvedStage) -> dict[str, str]:
     """What a reader of a run looks for first; the whole composition is in the spec beside it."""
+    if stage.policy is not None:
+        return {"recipe": stage.recipe, "policy": external_key(stage.policy)}
     composition = stage.composition
     return {
         "recipe": stage.recipe,

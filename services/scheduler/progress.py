@@ -19,7 +19,7 @@ class Cursor:
     stage_index: int = 0
     step: int = 0
     global_step: int = 0
-    """Steps done over all stages."""
+    """Steps done over all stages; a given checkpoint that was taken counts as one, so that what is measured of each has its own place."""
     updates: int = 0
     """Optimizer steps applied over all stages; the teacher's version numbers count these."""
     non_finite_in_a_row: int = 0
@@ -33,6 +33,10 @@ class Cursor:
             updates=self.updates + int(applied),
             non_finite_in_a_row=0 if finite else self.non_finite_in_a_row + 1,
         )
+
+    def after_given(self) -> Cursor:
+        """A given stage has taken its weights: no step of the stage, no optimizer step."""
+        return replace(self, global_step=self.global_step + 1, non_finite_in_a_row=0)
 
     def next_stage(self) -> Cursor:
         return replace(self, stage_index=self.stage_index + 1, step=0)
@@ -67,6 +71,9 @@ class Progress:
 
     def advance(self, *, applied: int, finite: bool) -> None:
         self.cursor = self.cursor.after_step(applied=applied, finite=finite)
+
+    def advance_given(self) -> None:
+        self.cursor = self.cursor.after_given()
 
     def begin_next_stage(self) -> None:
         self.cursor = self.cursor.next_stage()

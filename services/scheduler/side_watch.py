@@ -1,4 +1,5 @@
-"""What a stage costs elsewhere, as the lead sees it: the collapse watch of every step, and parameter drift where scores are taken.
+"""What a stage costs elsewhere, as the lead sees it: the collapse watch of every step, and drift of the parameters and of the
+responses where scores are taken.
 
 The lead's work beside the training loop. Invariant: nothing here changes a step; a warning is an event with its evidence, a
 figure is a metric, and a watch that was restored from a checkpoint goes on as if it had never stopped.
@@ -8,27 +9,50 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from cluster.spec.job import ResolvedStage
 from services.evaluation.collapse import CollapseWatch
+from services.evaluation.evaluator import DomainScores
 from services.scheduler.reporting import write_json
+from services.scheduler.response_watch import ResponseWatch
 from trainer.diagnostics.drift import measure_drift
+from trainer.diagnostics.spectra_cache import SpectraCache
 
 STATE_FILE = "collapse.json"
 
 
 class SideWatch:
-    """``base_folder`` is the base model; ``run_dir`` holds the policies of the stages that are done; ``when`` drift is measured."""
+    """``base_folder`` is the base model; ``run_dir`` holds the policies of the stages that are done; ``when`` parameter drift is
+    measured; ``responses`` measures what the answers do."""
 
     def __init__(
-        self, link: Any, log: Any, chat: Any, *, base_folder: Path, run_dir: Path, stages: tuple[ResolvedStage, ...], when: str = "evaluations"
+        self,
+        link: Any,
+        log: Any,
+        chat: Any,
+        *,
+        base_folder: Path,
+        run_dir: Path,
+        stages: tuple[ResolvedStage, ...],
+        when: str = "evaluations",
+        responses: ResponseWatch | None = None,
     ):
         self._link, self._log, self._stages, self._when = link, log, stages, when
         self._base, self._run_dir = base_folder, run_dir
+        self._chat, self._responses = chat, responses
+        self._spectra = SpectraCache()
         self._watch = CollapseWatch(decode=chat.decode)
         self._restored: dict[str, Any] | None = None
+
+    def base_row(self, scored: Mapping[str, DomainScores], *, engines_hold_base: bool) -> None:
+        """After the base model's row of the score matrix: keep the base's answers. Before the first ``begin_stage``."""
+        if self._responses is not None:
+            self._responses.base_row(scored, engines_hold_base=engines_hold_base)
 
     def begin_stage(self, stage: ResolvedStage, *, resumed: bool) -> None:
         """Forget the last stage, or go on in the middle of this one."""
@@ -36,7 +60,17 @@ class SideWatch:
         if resumed and kept is not None and kept.get("stage") == stage.name:
             self._watch.restore(kept)
         else:
-            self._watch.begin_stage(stage.name)
+            self._watch.begin_stage(stage.name, base=self._base_answers(stage))
+
+    def _base_answers(self, stage: ResolvedStage) -> list[tuple[np.ndarray, str]] | None:
+        """(token ids, text) of the base on the stage's domains, as many of each as its weight asks for; None without them."""
+        if self._responses is None:
+            return None
+        found = self._responses.base_completions([part.name for part in stage.domains])
+        if found is None:
+            return None
+        counts = shares({part.name: (part.weight, len(found[part.name].token_ids)) for part in stage.domains})
+        return [(ids, self._chat.decode(ids)) for name, first in found.items() for ids in first.token_ids[: counts[name]]]
 
     def observe(self, step: int, values: dict[str, float], groups: list) -> dict[str, float]:
         """The step's collapse metrics; its warnings become events of the job."""
@@ -45,17 +79,28 @@ class SideWatch:
             self._link.call("collapse_warning", warning.to_json())
         return dict(found.metrics)
 
-    def drift(self, stage: ResolvedStage, step: int, global_step: int, snapshot: Path) -> None:
-        """Drift of the published weights against the base model and against where the stage began, as metrics of the stage."""
-        if self._when == "never" or (self._when == "stage_ends" and step < stage.steps):
-            return
+    def drift(
+        self, stage: ResolvedStage, step: int, global_step: int, snapshot: Path, scored: Mapping[str, DomainScores] | None = None
+    ) -> None:
+        """Drift of the published weights, and of their answers, against the base model and against where the stage began.
+
+        ``scored`` is what the evaluation has just found of these weights.
+        """
+        start = self._stage_start(stage)
+        if self._when == "evaluations" or (self._when == "stage_ends" and step >= stage.steps):
+            self._parameter_drift(stage, step, global_step, snapshot, start)
+        if self._responses is not None:
+            self._responses.measure(stage, step, global_step, snapshot, scored or {}, start=None if start == self._base else start)
+
+    def _parameter_drift(self, stage: ResolvedStage, step: int, global_step: int, snapshot: Path, before: Path) -> None:
+        """As metrics of the stage; both sides' spectra are computed once where the cache has room for them."""
         started = time.perf_counter()
-        values = measure_drift(self._base, snapshot).metrics("drift/base")
-        before = self._stage_start(stage)
+        self._spectra.retain([self._base, before, snapshot])
+        values = measure_drift(self._base, snapshot, cache=self._spectra).metrics("drift/base")
         if before == self._base:
             values |= {name.replace("drift/base", "drift/stage", 1): value for name, value in values.items()}
         else:
-            values |= measure_drift(before, snapshot).metrics("drift/stage")
+            values |= measure_drift(before, snapshot, cache=self._spectra).metrics("drift/stage")
         values["drift/seconds"] = time.perf_counter() - started
         self._log.metrics(stage=stage.name, stage_index=stage.index, step=step, global_step=global_step, values=values)
 
@@ -65,6 +110,11 @@ class SideWatch:
         before = self._stages[stage.index - 1]
         return self._run_dir / "stages" / f"{before.index}-{before.name}" / "policy"
 
+    def rewind(self, stage_index: int, step: int) -> None:
+        """Forget what was recorded after the step that a restart goes on from."""
+        if self._responses is not None:
+            self._responses.rewind(stage_index, step)
+
     def save(self, folder: Path) -> None:
         """Into a checkpoint that is being written."""
         write_json(folder / STATE_FILE, self._watch.state())
@@ -73,3 +123,10 @@ class SideWatch:
         """From a checkpoint; one that an older version wrote has no such file."""
         path = folder / STATE_FILE
         self._restored = json.loads(path.read_text()) if path.exists() else None
+
+
+def shares(parts: Mapping[str, tuple[float, int]]) -> dict[str, int]:
+    """How many answers of each domain, from its (weight, answers there are): in the weights' proportion, as many as there are
+    enough of, and one at least."""
+    most = min(there / weight for weight, there in parts.values() if weight > 0)
+    return {name: max(1, min(there, round(weight * most))) for name, (weight, there) in parts.items()}

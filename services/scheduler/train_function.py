@@ -13,6 +13,7 @@ from typing import Any
 
 from cluster.errors import LOST_REASONS, HoldfastError
 from cluster.spec.job import JobSpec
+from cluster.spec.teachers import external_key
 from services.scheduler.phases import Phases
 from services.scheduler.progress import Cursor, Progress
 from services.scheduler.ranks import Ranks
@@ -133,7 +134,10 @@ class JobRun:
         while True:
             stage = self.stages[self.progress.cursor.stage_index]
             self._begin_stage(stage)
-            run_stage(self.world, stage)
+            if stage.policy is None:
+                run_stage(self.world, stage)
+            elif not self._at_committed_end:
+                self._take_given(stage)
             self._finish_stage(stage)
             if self.progress.cursor.stage_index + 1 == len(self.stages):
                 return
@@ -150,7 +154,8 @@ class JobRun:
 
     def _brought_up(self) -> None:
         self.lead.record_bring_up()
-        self.parts.evaluations.boundary(0, None, 0)
+        scored = self.parts.evaluations.boundary(0, None, 0)
+        self.parts.side_watch.base_row(scored, engines_hold_base=self.checkpoint is None)
 
     def _drain(self) -> None:
         """Close what the lost incarnation left open and put the teacher where the checkpoint has it."""
@@ -159,6 +164,7 @@ class JobRun:
             self.parts.teacher.load(Path(self.checkpoint) / "teacher")
         if self.checkpoint is not None:
             self.parts.side_watch.load(Path(self.checkpoint))
+        self.parts.side_watch.rewind(self.progress.cursor.stage_index, self.progress.cursor.step)
         self.parts.log.rewind(self.progress.cursor.global_step)
 
     def _calibrate_parity(self) -> None:
@@ -180,21 +186,44 @@ class JobRun:
         return self.lead.parts
 
     def _begin_stage(self, stage) -> None:
-        resumed = self.progress.cursor.step > 0
-        self.learner.begin_stage(
-            stage.composition,
-            stage.optimizer,
-            temperature=stage.sampling.temperature,
-            reset_optimizer=not resumed and stage.boundary.optimizer == "reset",
-            truncated_sampling=stage.sampling.is_truncated,
-            resumed=resumed,
-        )
+        resumed = self.progress.cursor.step > 0 or self._at_committed_end
+        if stage.policy is None:
+            self.learner.begin_stage(
+                stage.composition,
+                stage.optimizer,
+                temperature=stage.sampling.temperature,
+                reset_optimizer=not resumed and stage.boundary.optimizer == "reset",
+                truncated_sampling=stage.sampling.is_truncated,
+                resumed=resumed,
+            )
         self.ranks.from_lead(lambda: self.lead.begin_stage(stage, resumed=resumed, snapshot=self.publisher.last_snapshot))
+
+    def _take_given(self, stage) -> None:
+        """Weights that another trainer wrote, in place of training: loaded, handed to the engines, proved.
+
+        Raises ``StopRequested`` where the job is to stop: what came before is committed and nothing of this stage is done.
+        """
+        from services.scheduler.model_source import check_given
+
+        outcome = self.ranks.from_lead(lambda: self.lead.wanted())
+        if outcome != "running":
+            raise StopRequested(outcome)
+        key = external_key(stage.policy)
+        folder, known = Path(self.config["given_folders"][key]), (self.config["resolved"].get("policy_sha256") or {}).get(key)
+        self.ranks.from_lead(lambda: check_given(Path(self.config["model_folder"]), folder, known))
+        self.learner.take_policy(folder)
+        self.progress.advance_given()
+        publish_and_follow(self.world, Phases(), follow=False)
+        self.ranks.from_lead(lambda: self.lead.record_given())
+
+    @property
+    def _at_committed_end(self) -> bool:
+        """Whether this incarnation began at the end of the stage that it is in, which is committed already."""
+        return self.checkpoint_kind == "stage" and self.progress.cursor == self.cursor
 
     def _finish_stage(self, stage) -> None:
         folder = self.run_dir / "stages" / f"{stage.index}-{stage.name}" / "policy"
-        if not (self.checkpoint_kind == "stage" and self.progress.cursor == self.cursor):
-            # Otherwise this incarnation began at this very stage end, which is committed already.
+        if not self._at_committed_end:
             self.learner.save_policy(folder)
             self.commit("stage")
         self.ranks.from_lead(lambda: self._close_stage(stage, folder))
@@ -203,8 +232,8 @@ class JobRun:
         from services.scheduler.reproducibility import write_record
 
         write_record(folder.parent / "reproducibility.json", self.config, stage, self.progress)
-        self.parts.evaluations.boundary(stage.index + 1, stage, self.progress.cursor.global_step)
-        self.parts.side_watch.drift(stage, stage.steps, self.progress.cursor.global_step, self.publisher.last_snapshot)
+        scored = self.parts.evaluations.boundary(stage.index + 1, stage, self.progress.cursor.global_step)
+        self.parts.side_watch.drift(stage, stage.steps, self.progress.cursor.global_step, self.publisher.last_snapshot, scored)
         self.parts.log.checkpoint(
             name=f"{self.job.name}-{stage.name}", uri=str(folder), stage=stage.name, global_step=self.progress.cursor.global_step
         )

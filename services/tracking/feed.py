@@ -9,14 +9,16 @@ from __future__ import annotations
 import json
 import logging
 import os
+import tempfile
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from services.tracking.figures import score_matrix_figure
+from services.tracking.figures import draw_job_figures, score_matrix_figure
 from services.tracking.links import CURSOR
 from services.tracking.log import LOG, effective_records, read_records
 from services.tracking.mlflow_calls import MlflowCalls, is_final, is_gone, metric_key
+from services.tracking.report_tables import report_tables
 
 RUN_STATUS = {"succeeded": "FINISHED", "failed": "FAILED", "cancelled": "KILLED"}
 """MLflow's words for the states in which a job has ended."""
@@ -50,6 +52,8 @@ class Feed:
         """The job's; one in ``RUN_STATUS`` means that the log is whole."""
         self.refused = 0
         """Records that MLflow refused for good."""
+        self.undrawn = 0
+        """Figures of the report that could not be drawn."""
         self._run_dir = run_dir
         self._name = name
         self._spec = spec
@@ -230,13 +234,23 @@ class Feed:
     def _send_report(self, calls: MlflowCalls, path: Path) -> None:
         calls.artifact(self.cursor.parent, path, None)
         try:
-            matrix = json.loads(path.read_text(encoding="utf-8")).get("score_matrix") or {}
+            report = json.loads(path.read_text(encoding="utf-8"))
         except ValueError:
             return
+        matrix = report.get("score_matrix") or {}
         if matrix.get("means"):
             calls.figure(self.cursor.parent, "score_matrix.png", score_matrix_figure(matrix))
             rows = [{"after": name, **dict(zip(matrix["domains"], means, strict=True))} for name, means in zip(matrix["rows"], matrix["means"], strict=True)]
             calls.table(self.cursor.parent, "score_matrix.json", rows)
+        for name, rows in report_tables(report).items():
+            calls.table(self.cursor.parent, f"{name}.json", rows)
+        with tempfile.TemporaryDirectory() as folder:
+            pictures, undrawn = draw_job_figures(report, Path(folder))
+            for picture in pictures:
+                calls.artifact(self.cursor.parent, picture, "figures")
+        for name, error in undrawn.items():
+            logger.warning("figure %s of job %s could not be drawn: %s", name, self.job_id, error)
+        self.undrawn = len(undrawn)
 
     def _save(self) -> None:
         temporary = self._run_dir / f".{CURSOR}.tmp"

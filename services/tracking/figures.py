@@ -2,7 +2,41 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
+
+FIRST_FORMAT = 2
+"""Of report.json, that has what the figures show."""
+
+
+def draw_job_figures(report: Mapping[str, Any], folder: Path) -> tuple[list[Path], dict[str, str]]:
+    """The figures of ``services/evaluation/plots`` as PNG files in ``folder``, and by name why one could not be drawn.
+
+    A picture is no reason to hold back a job's records: nothing is raised.
+    """
+    if report.get("format", 1) < FIRST_FORMAT:
+        return [], {}
+    try:
+        from services.evaluation.plots import figure_png, job_figures
+
+        figures = job_figures(report)
+    except Exception as error:
+        return [], {"(all)": _reason(error)}
+    drawn: list[Path] = []
+    undrawn: dict[str, str] = {}
+    for name, figure in figures.items():
+        try:
+            path = folder / f"{name}.png"
+            path.write_bytes(figure_png(figure))
+            drawn.append(path)
+        except Exception as error:
+            undrawn[name] = _reason(error)
+    return drawn, undrawn
+
+
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"[:300]
 
 
 def score_matrix_figure(matrix: dict[str, Any]):

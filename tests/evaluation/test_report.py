@@ -28,7 +28,9 @@ def _evaluations(rows=(0, 1, 2)):
         for domain, mean in zip(("add", "sort"), MEANS[row], strict=True):
             scores = [float(value) for value in np.arange(8) < 8 * mean]
             found.append({"row": row, "domain": domain, "at": "boundary", "scores": scores, "mean": mean, "truncation_rate": 0.125, "mean_tokens": 9.0})
-        found.append({"row": row, "domain": "add", "at": "during", "scores": [0.0] * 8, "mean": 0.0, "truncation_rate": 0.0, "mean_tokens": 1.0})
+        if row:
+            inside = {"at": "during", "stage_index": row - 1, "step": 1, "scores": [0.0] * 8, "mean": 0.0, "truncation_rate": 0.0, "mean_tokens": 1.0}
+            found.append({"row": row, "domain": "add", **inside})
     return found
 
 
@@ -140,7 +142,19 @@ def test_rows_of_before_digests_are_taken_with_a_note():
 
 def test_a_report_of_before_these_sections_is_still_shown():
     report = build_report(JOB, _evaluations(), CHECKPOINTS)
-    for name in ("comparisons", "pass_at"):
+    for name in ("comparisons", "pass_at", "during", "drift", "collapse"):
         report.pop(name)
     report["score_matrix"].pop("notes")
+    for stage in report["stages"]:
+        stage.pop("earlier_change")
     assert "0.750 [" in render_text(report)
+
+
+def test_a_stage_that_replays_has_the_domains_that_are_its_own():
+    """Figures of a job with replay mean the same as those of one without: the replayed domain is an earlier one."""
+    replaying = {**SPEC["stages"][1], "replay": {"share": 0.5}}
+    report = build_report({**JOB, "spec": {**SPEC, "stages": [SPEC["stages"][0], replaying]}}, _evaluations(), CHECKPOINTS)
+    stage = report["stages"][1]
+    assert (stage["domains"], stage["replayed"]) == (["sort"], ["add"])
+    assert stage["gain"]["value"] == pytest.approx(0.75) and stage["earlier_change"]["value"] == pytest.approx(-0.25)
+    assert report["stages"][0]["earlier_change"] is None and report["retention"]["backward_transfer"]["value"] == pytest.approx(-0.25)

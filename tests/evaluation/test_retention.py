@@ -43,6 +43,17 @@ def test_every_figure_of_a_small_matrix_by_hand():
     assert {name: change.value for name, change in report.change_from_base.items()} == pytest.approx({"a": 0.25, "b": 0.25, "c": 0.5})
     np.testing.assert_allclose([[cell.value for cell in row] for row in report.score_matrix], MEANS)
     assert report.num_problems == {"a": 16, "b": 16, "c": 16}
+    changes = report.earlier_changes
+    assert changes[0] is None
+    assert [change.value for change in changes[1:]] == pytest.approx([0.625 - 0.75, ((0.50 - 0.625) + (0.75 - 0.875)) / 2])
+
+
+def test_what_a_stage_did_to_earlier_domains_leaves_out_its_own_and_is_paired():
+    """Stage 2 is on a again, so b alone is earlier; stage 3 on both leaves nothing."""
+    report = retention(_rows(np.hstack([MEANS, MEANS[:, :1]])[:, :2], 16, noise=0.3), ["b", "a", ["a", "b"]])
+    assert report.earlier_changes[0] is None and report.earlier_changes[2] is None
+    change = report.earlier_changes[1]
+    assert change.value == pytest.approx(0.875 - 0.375) and change.low == pytest.approx(change.high)
 
 
 def test_forgetting_counts_from_the_best_row_even_the_base_models():

@@ -8,7 +8,10 @@ import threading
 import pytest
 
 from cluster.errors import Conflict, NotFound
+from cluster.spec.job import JobSpec
+from services.evaluation.report_side_effects import collapse_warnings
 from services.jobs.ids import new_id
+from services.scheduler.attempt_calls import AttemptCalls
 
 
 @pytest.fixture
@@ -62,6 +65,24 @@ def test_events_are_read_on_from_a_number(store, make_job):
     assert [(event.seq, event.message, event.data, event.stage) for event in seen] == [(3, "1", {"i": 1}, "sums"), (4, "2", {"i": 2}, "sums")]
     with pytest.raises(NotFound):
         store.append_event("job_none", kind="log", level="info", message="x")
+
+
+def test_the_signs_of_collapse_of_a_long_job_are_found_among_its_events(store, attempt):
+    """More events than a page, and a restart that voided what was said after the step that it went back to."""
+    calls, job = AttemptCalls(store), store.job_of_attempt(attempt.id)
+    stage = job.spec["stages"][0]["name"]
+    sign = {"code": "length_tail", "severity": "warning", "message": "longer", "evidence": {"level": 2.0}, "stage": stage}
+    calls.stage_started(attempt.id, 0, stage, step=0, total_steps=60, resumed=False)
+    calls.collapse_warning(attempt.id, sign | {"raised": True, "step": 12})
+    for number in range(120):
+        store.append_event(job.id, kind="log", message=str(number))
+    calls.collapse_warning(attempt.id, sign | {"raised": False, "step": 30})
+    calls.stage_started(attempt.id, 0, stage, step=20, total_steps=60, resumed=True)
+    calls.collapse_warning(attempt.id, sign | {"raised": False, "step": 31})
+    events = calls.report_source(attempt.id)["events"]
+    assert {event["kind"] for event in events} == {"stage.status", "collapse.warning", "collapse.cleared"}
+    found = collapse_warnings(JobSpec.model_validate(job.spec).resolved_stages(), events)
+    assert [(item["raised"], item["step"]) for item in found] == [(True, 12), (False, 31)]
 
 
 def test_whatever_an_error_says_can_be_stored(store, make_job, attempt):

@@ -174,6 +174,41 @@ def test_the_report_becomes_a_figure_and_a_table(mlflow_server, job):
     assert {client.get_run(run_id).info.status for run_id in runs.values()} == {"FAILED"}
 
 
+def test_drift_becomes_tables_and_a_figure_that_cannot_be_drawn_stops_nothing(mlflow_server, job, monkeypatch, caplog):
+    from matplotlib.figure import Figure
+
+    from services.evaluation import plots
+
+    parameters = [{"stage": "sums", "stage_index": 0, "step": 10, "global_step": 10, "base": {"nss_median": 0.5, "mlp/nss_median": 0.4}, "start": {"nss_median": 0.25}}]
+    base = {"kl_policy_base": 0.125, "similarity": {"median": 0.75}, "cosines": [0.7, 0.8]}
+    responses = [{"stage": "sums", "step": 10, "at": "stage_end", "domain": "words", "role": "other", "base": base, "start": None}]
+    (job[1] / "report.json").write_text(json.dumps({"format": 2, "drift": {"parameters": parameters, "responses": responses}}))
+    log = RunLog(job[1])
+    steps(log, [1])
+    log.close()
+    drawn = Figure()
+    drawn.add_subplot().plot([0, 1])
+    monkeypatch.setattr(plots, "job_figures", lambda report: {"broken": None, "drift_by_step": drawn})
+    sender = send(mlflow_server.url, job, "succeeded")
+    client, runs = MlflowClient(mlflow_server.url), runs_of(mlflow_server.url, job)
+    assert [item.path for item in client.list_artifacts(runs[""], "figures")] == ["figures/drift_by_step.png"]
+    assert Path(client.download_artifacts(runs[""], "figures/drift_by_step.png")).read_bytes()[:4] == b"\x89PNG"
+    (table,) = [json.loads(Path(client.download_artifacts(runs[""], "drift_parameters.json")).read_text())]
+    assert dict(zip(table["columns"], table["data"][0], strict=True)) == {
+        "stage": "sums",
+        "stage_index": 0,
+        "step": 10,
+        "global_step": 10,
+        "base/nss_median": 0.5,
+        "start/nss_median": 0.25,
+    }
+    table = json.loads(Path(client.download_artifacts(runs[""], "responses.json")).read_text())
+    row = dict(zip(table["columns"], table["data"][0], strict=True))
+    assert (row["domain"], row["base/kl_policy_base"], row["base/similarity/median"]) == ("words", 0.125, 0.75)
+    assert "base/cosines" not in row
+    assert sender._feeds[job[0]].undrawn == 1 and "broken" in caplog.text and sender.is_done(job[1])
+
+
 def test_links_are_there_as_soon_as_the_runs_are(mlflow_server, job):
     assert run_links(job[1], mlflow_server.url) == {}
     log = RunLog(job[1])

@@ -18,9 +18,10 @@ from pathlib import Path
 import torch
 
 from trainer.diagnostics.aggregates import Aggregate, aggregates, as_dicts
-from trainer.diagnostics.matrix_drift import MatrixDrift, tensor_drift
+from trainer.diagnostics.matrix_drift import CachedPair, MatrixDrift, tensor_drift
 from trainer.diagnostics.options import DriftOptions
 from trainer.diagnostics.pairing import kind_of, paired_names
+from trainer.diagnostics.spectra_cache import SpectraCache, file_key
 from trainer.diagnostics.weight_files import WeightFiles, open_weights
 
 DEFAULT_OPTIONS = DriftOptions()
@@ -101,22 +102,28 @@ class ParameterDrift:
         }
 
 
-def measure_drift(before: Path, after: Path, *, options: DriftOptions = DEFAULT_OPTIONS) -> ParameterDrift:
-    """Compare two Hugging Face folders or snapshot files. Raises DriftRefused, with field and reason, where they do not compare."""
+def measure_drift(
+    before: Path, after: Path, *, options: DriftOptions = DEFAULT_OPTIONS, cache: SpectraCache | None = None
+) -> ParameterDrift:
+    """Compare two Hugging Face folders or snapshot files. Raises DriftRefused, with field and reason, where they do not compare.
+
+    ``cache`` keeps spectra from one measurement to the next; the figures are the same without it.
+    """
     old, new = open_weights(before), open_weights(after)
     names = paired_names(old, new)
     sizes = {name: math.prod(old.shapes[name]) for name in names}
     with _matrix_threads(max(sizes.values(), default=0)) as pool:
         largest_first = sorted(names, key=lambda name: -sizes[name])
-        found = dict(zip(largest_first, pool.map(lambda name: _rows(old, new, name, options), largest_first), strict=True))
+        found = dict(zip(largest_first, pool.map(lambda name: _rows(old, new, name, options, cache), largest_first), strict=True))
     rows = [row for name in names for row in found[name]]
     return ParameterDrift(before=Path(before), after=Path(after), options=options, rows=tuple(rows), aggregates=aggregates(rows))
 
 
-def _rows(old: WeightFiles, new: WeightFiles, name: str, options: DriftOptions) -> list[MatrixDrift]:
+def _rows(old: WeightFiles, new: WeightFiles, name: str, options: DriftOptions, cache: SpectraCache | None) -> list[MatrixDrift]:
     torch.set_num_threads(1)
+    cached = cache and CachedPair(cache, *(file_key(side.files[name], name) for side in (old, new)))
     with torch.no_grad():
-        return list(tensor_drift(name, kind_of(name), old.read(name), new.read(name), options))
+        return list(tensor_drift(name, kind_of(name), old.read(name), new.read(name), options, cached))
 
 
 @contextlib.contextmanager

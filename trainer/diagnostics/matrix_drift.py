@@ -17,6 +17,7 @@ from torch import Tensor
 from trainer.diagnostics.options import DriftOptions
 from trainer.diagnostics.principal_masks import MaskCounts, bf16_changed, mask_counts, relatively_unchanged
 from trainer.diagnostics.row_blocks import RowBlocks
+from trainer.diagnostics.spectra_cache import Key, SpectraCache
 from trainer.diagnostics.spectral_drift import SpectralDrift, spectral_drift
 from trainer.diagnostics.weight_files import DriftRefused
 
@@ -98,26 +99,47 @@ def ratio(numerator: float | None, denominator: float | None) -> float | None:
     return numerator / denominator if numerator is not None and denominator else None
 
 
-def tensor_drift(name: str, kind: str, old: Tensor, new: Tensor, options: DriftOptions) -> Iterator[MatrixDrift]:
+@dataclass(frozen=True, slots=True)
+class CachedPair:
+    """Where the spectra of one pair of tensors are kept between measurements."""
+
+    cache: SpectraCache
+    before: Key
+    after: Key
+
+    def part(self, suffix: str) -> CachedPair:
+        """Of one matrix of a stack."""
+        return CachedPair(self.cache, *((*key[:-1], key[-1] + suffix) for key in (self.before, self.after)))
+
+
+def tensor_drift(
+    name: str, kind: str, old: Tensor, new: Tensor, options: DriftOptions, cached: CachedPair | None = None
+) -> Iterator[MatrixDrift]:
     """The rows of one tensor: one, or one for every matrix of a stack."""
     if old.ndim > 2:
         old, new = old.squeeze(), new.squeeze()  # the kernel of a depthwise convolution, [channels, 1, width], is one matrix
     if old.ndim > 2:
         pairs = zip(old.reshape(-1, *old.shape[-2:]), new.reshape(-1, *new.shape[-2:]), strict=True)
         for place, (old_matrix, new_matrix) in enumerate(pairs):
-            yield _row(f"{name}[{place}]", kind, old_matrix, new_matrix, options)
+            suffix = f"[{place}]"
+            yield _row(name + suffix, kind, old_matrix, new_matrix, options, cached and cached.part(suffix))
     else:
-        yield _row(name, kind, old, new, options)
+        yield _row(name, kind, old, new, options, cached)
 
 
-def _row(name: str, kind: str, old: Tensor, new: Tensor, options: DriftOptions) -> MatrixDrift:
+def _row(name: str, kind: str, old: Tensor, new: Tensor, options: DriftOptions, cached: CachedPair | None) -> MatrixDrift:
     as_matrix = (old, new) if old.ndim == 2 else (old.reshape(-1, 1), new.reshape(-1, 1))
     before, after = (RowBlocks.of(value, options.block_entries) for value in as_matrix)
     counts = _entry_counts(name, before, after, options.tolerance)
     spectral = masks = None
     if old.ndim == 2 and counts.entries:
         change = counts.squared_change**0.5
-        found = spectral_drift(before, after, change=change, transposed=old.shape[0] < old.shape[1], options=options)
+        spectra = cached and (
+            lambda method: cached.cache.spectrum(cached.before, before, method, options),
+            lambda method: cached.cache.spectrum(cached.after, after, method, options),
+        )
+        transposed = old.shape[0] < old.shape[1]
+        found = spectral_drift(before, after, change=change, transposed=transposed, options=options, spectra=spectra)
         if found is not None:
             spectral, *low_rank = found
             masks = mask_counts(before, after, tuple(low_rank), options.alpha)

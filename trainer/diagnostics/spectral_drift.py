@@ -29,6 +29,9 @@ WORTH = 0.5
 """QR is tried where it at least halves a bound."""
 
 
+Method = Callable[[RowBlocks], Spectrum]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SpectralDrift:
     """Of one matrix; degrees where a name says so."""
@@ -58,13 +61,21 @@ class LowRank:
     """V, [S, k]"""
 
 
+Spectra = tuple[Callable[[Method], Spectrum], Callable[[Method], Spectrum]]
+"""The spectrum of the matrix before and of that after, by a method."""
+
+
 def spectral_drift(
-    before: RowBlocks, after: RowBlocks, *, change: float, transposed: bool, options: DriftOptions
+    before: RowBlocks, after: RowBlocks, *, change: float, transposed: bool, options: DriftOptions, spectra: Spectra | None = None
 ) -> tuple[SpectralDrift, LowRank, LowRank] | None:
-    """Measure one pair, ``change`` being ||after - before||_F; None where a matrix is zero and has no directions."""
-    found = _measure(before, after, by_gram, change=change, options=options)
+    """Measure one pair, ``change`` being ||after - before||_F; None where a matrix is zero and has no directions.
+
+    ``spectra`` may know them already (``spectra_cache.py``); otherwise they are computed here.
+    """
+    spectra = spectra or (lambda method: method(before), lambda method: method(after))
+    found = _measure(before, after, by_gram, spectra, change=change, options=options)
     if found is None or _needs_qr(found, change):
-        found = _measure(before, after, by_qr, change=change, options=options)
+        found = _measure(before, after, by_qr, spectra, change=change, options=options)
     if found is None:
         return None
     long_side, short_side = ("right", "left") if transposed else ("left", "right")
@@ -102,10 +113,10 @@ class _Found:
 
 
 def _measure(
-    before: RowBlocks, after: RowBlocks, method: Callable[[RowBlocks], Spectrum], *, change: float, options: DriftOptions
+    before: RowBlocks, after: RowBlocks, method: Method, spectra: Spectra, *, change: float, options: DriftOptions
 ) -> _Found | None:
-    old = method(before)
-    new = method(after) if change else old
+    old = spectra[0](method)
+    new = spectra[1](method) if change else old
     wanted = leading(old.values, options)
     k = min(wanted, old.rank(), new.rank())
     if k == 0:
