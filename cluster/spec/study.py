@@ -34,7 +34,7 @@ FIGURES: dict[str, str] = {
     "out_of_domain_change": "mean over suites that no stage trains on of the last row's score minus the base's",
     "parameter_drift": "relative L2 distance of the last weights from the base's",
     "stage_drift": "mean over stages of the relative L2 distance of a stage's last weights from its first",
-    "spectral_drift": "pooled normalised spectral shift of the last weights against the base's",
+    "spectral_drift": "normalised spectral shift of the last weights against the base's, mean over matrices by size",
     "drift_at_matched_gain": "mean over stages of stage_drift, interpolated to the largest own gain that both arms reached",
     "response_kl_own": "mean over stages of KL(policy||base) on the stage's own probes at its end, nats per token",
     "response_kl_earlier": "KL(policy||base) on the probes of all stages but the last, after the last one, nats per token",
@@ -63,6 +63,7 @@ class Order(Spec):
     name: Name
     stages: tuple[Name, ...] = Field(min_length=1, description="names of the base job's stages, each at most once")
     seeds: tuple[int, ...] = Field(min_length=1, description="one run of every arm for each")
+    priority: int = Field(0, ge=0, le=99, description="added to an arm's")
 
     @model_validator(mode="after")
     def _once(self) -> Order:
@@ -170,7 +171,7 @@ def expand(study: StudySpec) -> tuple[Member, ...]:
             if arm.orders is not None and order.name not in arm.orders:
                 continue
             for seed_index, seed in enumerate(order.seeds):
-                rank = (arm.priority, seed_index, order_index, arm_index)
+                rank = (arm.priority + order.priority, seed_index, order_index, arm_index)
                 found.append((rank, arm.name, order.name, seed, member_document(study, arm_index, order, seed)))
     found.sort(key=lambda item: item[0])
     return tuple(
