@@ -138,6 +138,10 @@ class Evaluator:
             for name, suite in suites.items()
         }
 
+    def digest(self, name: str) -> str:
+        """What ``DomainScores.problems_digest`` would be, without scoring."""
+        return self._suite(name).digest
+
     def prompts(self, name: str, count: int) -> tuple[list[np.ndarray], str]:
         """Token ids of a domain's first ``count`` prompts, at most as many as are evaluated, and the problems' digest."""
         suite = self._suite(name)

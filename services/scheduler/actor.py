@@ -13,14 +13,18 @@ import shutil
 import threading
 import time
 import uuid
+from functools import partial
 from typing import Any
 
 import ray
 
 from cluster.errors import FencedError
 from cluster.settings import NAMESPACE, SCHEDULER_ACTOR, Settings
-from services.jobs.states import TERMINAL, TRANSITIONS
+from services.jobs.states import TERMINAL
+from services.jobs.study_records import study_records, this_machine
+from services.jobs.study_states import study_status
 from services.scheduler.reporting import add_links
+from services.tracking.links import study_folder
 
 LEASE_TTL_S = 15.0
 LEASE_RENEW_S = 5.0
@@ -78,6 +82,7 @@ class SchedulerLoop:
         if time.monotonic() - self._looked_after < HOUSEKEEPING_S:
             return
         self._looked_after = time.monotonic()
+        self._watch_studies()
         self._watch_runs()
         self._write_cluster_file()
 
@@ -94,18 +99,38 @@ class SchedulerLoop:
 
     def _watch_runs(self) -> None:
         """Every job whose log MLflow has not seen to its end; the sender keeps its own place in each log."""
-        for job in self.store.jobs_in(list(TRANSITIONS)):
-            if job.id in self._sent:
+        for job_id, status in self.store.job_states().items():
+            if job_id in self._sent or status == "queued":
                 continue
-            if job.status in TERMINAL or job.status == "paused":
-                shutil.rmtree(self.settings.transfer / job.id, ignore_errors=True)  # publications, in shared memory
-            run_dir = self.settings.run_dir(job.id)
+            if status in TERMINAL or status == "paused":
+                shutil.rmtree(self.settings.transfer / job_id, ignore_errors=True)  # publications, in shared memory
+            run_dir = self.settings.run_dir(job_id)
             if not run_dir.is_dir():
                 continue
-            self.sender.watch(job.id, run_dir, job.name, job.spec, job.status)
-            if job.status in TERMINAL and self.sender.is_done(run_dir):
-                self._sent.add(job.id)
+            if not self.sender.update(job_id, status):
+                job = self.store.get_job(job_id)
+                self.sender.watch(job_id, run_dir, job.name, job.spec, status, place=self.store.place_in_study(job_id))
+            if status in TERMINAL and self.sender.is_done(run_dir):
+                self._sent.add(job_id)
                 add_links(run_dir, self.settings.mlflow_url)
+
+    def _watch_studies(self) -> None:
+        """Every study, for its run in MLflow; the sender looks at a study's records only when a report is due."""
+        after = None
+        while True:
+            studies, more = self.store.list_studies(after=after, limit=100, order="asc")
+            for study in studies:
+                status, ended = study_status(study.counts), sum(study.counts.get(name, 0) for name in TERMINAL)
+                folder = study_folder(self.settings.home.absolute(), study.id)
+                self.sender.watch_study(study, status, ended, folder, partial(self._records, study))
+            if not more:
+                return
+            after = studies[-1].id
+
+    def _records(self, study: Any) -> list[dict[str, Any]]:
+        machine = this_machine(ray.cluster_resources().get("GPU", 0.0))
+        members, kept = self.store.study_members(study.id), self.store.kept_records(study.id)
+        return study_records(study.name, members, kept, runs=self.settings.runs, machine=machine)
 
     def _write_cluster_file(self) -> None:
         """What the API tells about the cluster; it does not talk to Ray itself."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cluster.spec.job import evaluation_domains
+from cluster.spec.job import JobSpec, evaluation_domains
 from rollout.chat import ChatFormat
 from rollout.domains import build_domain
 from rollout.engines.base import EngineSampling
@@ -39,7 +39,7 @@ def build_lead(run: JobRun) -> Lead:
     verifiers = VerifierPool(VERIFIER_PROCESSES, VERIFIER_DEADLINE_S)
     log = RunLog(Path(config["run_dir"]))
     suites = evaluation_domains(job)
-    seed = job.seed if job.evaluation.seed is None else job.evaluation.seed
+    seed = evaluation_seed(job)
     domains = {suite.name: build_domain(suite.domain, name=suite.name, seed=seed) for suite in suites}
     longest = max(stage.sampling.max_tokens for stage in run.stages)
     evaluator = Evaluator(
@@ -66,7 +66,7 @@ def build_lead(run: JobRun) -> Lead:
         chat=chat,
         probe=ParityProbe(config["workers"], prompts, max_tokens=min(PROBE_TOKENS, longest)),
         canary=TeacherCanary(),
-        evaluations=Evaluations(evaluator, run.link, log),
+        evaluations=Evaluations(evaluator, run.link, log, measured_on=f"{config['device']}/{config['dtype']}"),
         side_watch=SideWatch(
             run.link,
             log,
@@ -89,6 +89,11 @@ def build_lead(run: JobRun) -> Lead:
         run_dir=Path(config["run_dir"]),
         recorded=config["resolved"].get("replayed"),
     )
+
+
+def evaluation_seed(job: JobSpec) -> int:
+    """Of the problems that are evaluated and of their sampling: jobs of several seeds may be scored on the same problems."""
+    return job.seed if job.evaluation.seed is None else job.evaluation.seed
 
 
 def _response_watch(run: JobRun, log: RunLog, evaluator: Evaluator) -> ResponseWatch:

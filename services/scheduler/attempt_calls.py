@@ -92,6 +92,21 @@ class AttemptCalls:
             data={key: value for key, value in fields.items() if key not in ("scores", "passed")},
         )
 
+    def base_evaluations(self, attempt_id: str, digests: dict[str, str], measured_on: str) -> list[dict[str, Any]]:
+        """Scores of the base model that other members of the job's study have on the same problems; none for a job of no study."""
+        return [asdict(item) for item in self._store.base_evaluations(self._job(attempt_id).id, digests, measured_on)]
+
+    def share_evaluation(self, attempt_id: str, measured: dict[str, Any]) -> None:
+        """Record what another job measured, as one of ``base_evaluations`` has it, as this job's own."""
+        fields = {name: value for name, value in measured.items() if name not in ("job_id", "created_at")}
+        self._store.record_evaluation(attempt_id, **fields)
+        self._event(
+            attempt_id,
+            "evaluation.shared",
+            f"{fields['domain']}: {fields['mean']:.3f} on {fields['num_problems']} problems, measured by {measured['job_id']} of the same study",
+            data={"domain": fields["domain"], "row": fields["row"], "mean": fields["mean"], "job": measured["job_id"]},
+        )
+
     def new_checkpoint_id(self, attempt_id: str) -> str:
         return new_id("ckpt")
 

@@ -1,7 +1,8 @@
 """Scores of the policy that the engines hold, recorded in the job store and in the log.
 
 Row 0 is the base model, row i + 1 the policy after stage i; both are scored on every domain, with the same problems and
-sampling. A row that the store holds already is not scored again.
+sampling. A row that the store holds already is not scored again, and neither is a base model that another member of the job's study
+was scored with on the same problems.
 """
 
 from __future__ import annotations
@@ -15,18 +16,36 @@ from services.evaluation.evaluator import DomainScores
 class Evaluations:
     """Runs ``services/evaluation/evaluator.py`` and writes what it finds."""
 
-    def __init__(self, evaluator: Any, link: Any, log: Any):
+    def __init__(self, evaluator: Any, link: Any, log: Any, *, measured_on: str | None = None):
+        """``measured_on``: device and dtype of the engines; scores of other devices are not taken over."""
         self._evaluator = evaluator
         self._link = link
         self._log = log
+        self._measured_on = measured_on
 
     def boundary(self, row: int, stage: ResolvedStage | None, global_step: int) -> dict[str, DomainScores]:
         """Score every domain for one row of the score matrix; returns those that were scored now."""
         recorded = set(self._link.call("evaluated_domains", row))
         missing = [name for name in self._evaluator.names if name not in recorded]
+        if row == 0 and missing and self._measured_on is not None:
+            shared = self._take_base_scores(missing)
+            missing = [name for name in missing if name not in shared]
         if not missing:
             return {}
         return self._score(missing, row=row, stage=stage, step=stage.steps if stage else 0, global_step=global_step, at="boundary")
+
+    def _take_base_scores(self, names: list[str]) -> set[str]:
+        """Copy the base's scores that the job's study has already; returns the domains."""
+        digests = {name: self._evaluator.digest(name) for name in names}
+        found = self._link.call("base_evaluations", digests, self._measured_on)
+        if not found:
+            return set()
+        keys = {"score": "mean", "truncation_rate": "truncation_rate", "mean_tokens": "mean_tokens"}
+        values = {f"eval/{item['domain']}/{key}": item[field] for item in found for key, field in keys.items()}
+        self._log.metrics(stage=None, stage_index=None, step=0, global_step=0, values=values)
+        for item in found:
+            self._link.call("share_evaluation", item)
+        return {item["domain"] for item in found}
 
     def during(self, stage: ResolvedStage, step: int, global_step: int) -> dict[str, DomainScores]:
         """Score the stage's own domains inside the stage."""
@@ -72,5 +91,6 @@ class Evaluations:
                 problems_digest=result.problems_digest,
                 samples_per_problem=result.samples_per_problem,
                 passed=[int(count) for count in result.passed],
+                measured_on=self._measured_on,
             )
         return results

@@ -15,6 +15,14 @@ def test_remaining_starts_at_the_cursor_and_ends_at_the_budget():
     assert progress.cursor == Cursor(stage_index=1, step=6, global_step=16, updates=14)
 
 
+def test_a_given_checkpoint_counts_as_one_global_step_and_as_no_step_of_its_stage():
+    progress = Progress(Cursor(stage_index=1, step=0, global_step=13, updates=12, non_finite_in_a_row=1), incarnation=1, checkpoint_every=10)
+    progress.advance_given()
+    assert progress.cursor == Cursor(stage_index=1, step=0, global_step=14, updates=12)
+    progress.begin_next_stage()
+    assert progress.cursor == Cursor(stage_index=2, step=0, global_step=14, updates=12)
+
+
 def test_publication_ids_only_grow_over_incarnations():
     first = Progress(Cursor(), incarnation=1, checkpoint_every=10)
     ids = [first.next_version() for _ in range(5)]

@@ -73,7 +73,7 @@ def cosines(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     lengths = np.linalg.norm(first, axis=1) * np.linalg.norm(second, axis=1)
     if (lengths == 0.0).any():
         raise ValueError(f"embedding {int(np.argmin(lengths))} is zero and has no direction")
-    return (first * second).sum(axis=1) / lengths
+    return np.clip((first * second).sum(axis=1) / lengths, -1.0, 1.0)  # rounding may leave the range
 
 
 def quartiles(values: np.ndarray) -> tuple[float, float, float]:

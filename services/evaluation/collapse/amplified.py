@@ -14,8 +14,10 @@ LIFT = 4.0
 Describe = Callable[[str], str]
 
 
-def amplification_reading(counts: Amplification, kind: str, describe: Describe, *, least_z: float, ready: bool) -> Reading | None:
-    """None before the base is complete."""
+def amplification_reading(
+    counts: Amplification, kind: str, describe: Describe, *, least_z: float, ready: bool, reference: str
+) -> Reading | None:
+    """None before the base is complete; ``reference`` says what the base is."""
     if not ready:
         return None
     found = counts.amplified()
@@ -26,8 +28,8 @@ def amplification_reading(counts: Amplification, kind: str, describe: Describe, 
     return Reading(
         level=strength,
         message=f"{kind} {describe(worst.item)!r} is in {worst.share_now:.1%} of the completions, "
-        f"{worst.lift:.1f} times as many as at the base ({worst.share_base:.1%})",
-        evidence={"amplified": _table(found, describe)},
+        f"{worst.lift:.1f} times as many as {reference} ({worst.share_base:.1%})",
+        evidence={"amplified": _table(found, describe), "reference": reference},
     )
 
 

@@ -37,6 +37,8 @@ from services.evaluation.collapse.tracks import START_STEPS, Track
 
 FORMAT = "holdfast-collapse-1"
 FOLLOWED = (SCORE, LENGTH, CAP, ENTROPY, KL, POSITIVE, CONTEXT, GRADIENT, LOSS, *GAPS, REPEATED, DISTINCT, HEDGING, CORRECTION)
+REFERENCES = {True: "at the base model", False: "at the stage's start"}
+"""What amplification is against: the base's completions where they were handed in, else the first steps."""
 HIGHEST_LEVEL = 100.0
 """Levels are cut here: a ratio to zero is no better evidence than one to a hundredth."""
 
@@ -94,7 +96,9 @@ class CollapseWatch:
         ready = self._steps > START_STEPS
         describe = {"ngrams_amplified": self._words, "format_amplified": str}
         for code, (_, kind, least_z) in COUNTED.items():
-            readings[code] = amplification_reading(self._counts[code], kind, describe[code], least_z=least_z, ready=ready)
+            readings[code] = amplification_reading(
+                self._counts[code], kind, describe[code], least_z=least_z, ready=ready, reference=REFERENCES[self._base_given]
+            )
         return readings
 
     def _words(self, item: str) -> str:

@@ -1,0 +1,71 @@
+"""Amplification against the base model's own answers: the counts by hand, and what it sees that the first steps hide."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+
+from services.evaluation.collapse import CollapseWatch
+from services.evaluation.collapse.amplification import Amplification
+from tests.collapse.recorded import group_of
+
+PLAIN, MARKED = [5, 6], [5, 9]
+"""The same first token; 9 is what the base never writes."""
+
+
+def watch(base, *, steps: int, marked: int) -> CollapseWatch:
+    """A stage in whose every step ``marked`` of 40 completions have the mark, from its first step on."""
+    found = CollapseWatch()
+    found.begin_stage("s", base=base)
+    groups = [group_of(0, [MARKED] * marked + [PLAIN] * (40 - marked), [r"\boxed{1}"] * marked + ["1"] * (40 - marked))]
+    found.raised = [warning for step in range(steps) for warning in found.observe(step, {}, groups).warnings]
+    return found
+
+
+def test_counts_of_the_bases_answers_by_hand():
+    found = CollapseWatch()
+    found.begin_stage("s", base=[([5, 6, 5], "a, b."), ([5], ",,"), ([7], "")])
+    counts = found.state()["counts"]
+    # an item counts once in a completion, and pieces also with their number
+    assert counts["ngrams_amplified"]["base"] == {"5": 2, "6": 1, "7": 1, "5 6": 1, "6 5": 1, "5 6 5": 1}
+    assert counts["format_amplified"]["base"] == {",": 2, ".": 1, ", x2": 1}
+    assert counts["ngrams_amplified"]["base_completions"] == 3
+
+
+def test_lift_and_z_against_the_base_by_hand():
+    counts = Amplification()
+    counts.add_base([{"x"}] * 2 + [set()] * 98)  # y0 = 2 of n0 = 100
+    counts.add([{"x"}] * 30 + [set()] * 20)  # y1 = 30 of n1 = 50
+    (found,) = counts.amplified()
+    prior = 20.0 * 32 / 150
+    delta = math.log((30 + prior) / (70 - 30 - prior)) - math.log((2 + prior) / (120 - 2 - prior))
+    assert found.log_odds == pytest.approx(delta) and found.share_base == 0.02
+    assert found.z == pytest.approx(delta / math.sqrt(1 / (30 + prior) + 1 / (2 + prior)))
+    assert found.lift == pytest.approx(((30 + prior) / 70) / ((2 + prior) / 120))
+
+
+def test_what_the_stage_began_with_is_seen_against_the_base_and_not_against_the_first_steps():
+    base = [(PLAIN, "1")] * 400
+    seen = watch(base, steps=20, marked=30).raised
+    assert {warning.code for warning in seen} == {"ngrams_amplified", "format_amplified"}
+    assert all(warning.evidence["reference"] == "at the base model" and "at the base model" in warning.message for warning in seen)
+    texts = {one["item"]: one["share_base"] for warning in seen for one in warning.evidence["amplified"]}
+    assert texts["9"] == texts[r"\boxed"] == 0.0
+    assert watch(None, steps=20, marked=30).raised == []
+
+
+def test_what_the_base_writes_as_often_is_not_amplified():
+    base = [(MARKED, r"\boxed{1}")] * 300 + [(PLAIN, "1")] * 100
+    assert watch(base, steps=20, marked=30).raised == []
+
+
+def test_a_restored_watch_keeps_the_bases_counts_and_adds_none_of_the_first_steps():
+    one = watch([(PLAIN, "1")] * 400, steps=5, marked=30)
+    two = CollapseWatch()
+    two.restore(json.loads(json.dumps(one.state())))
+    groups = [group_of(0, [MARKED] * 40, [r"\boxed{1}"] * 40)]
+    for step in range(5, 20):
+        assert one.observe(step, {}, groups) == two.observe(step, {}, groups)
+    assert two.state()["counts"]["ngrams_amplified"]["base_completions"] == 400
