@@ -19,6 +19,7 @@ from services.tracking.links import CURSOR
 from services.tracking.log import LOG, effective_records, read_records
 from services.tracking.mlflow_calls import MlflowCalls, is_final, is_gone, metric_key
 from services.tracking.report_tables import report_tables
+from services.tracking.study_runs import arm_run
 
 RUN_STATUS = {"succeeded": "FINISHED", "failed": "FAILED", "cancelled": "KILLED"}
 """MLflow's words for the states in which a job has ended."""
@@ -46,7 +47,7 @@ class Cursor:
 class Feed:
     """One job. ``advance`` raises what MLflow's client raises, and is then simply called again."""
 
-    def __init__(self, job_id: str, run_dir: Path, name: str, spec: dict[str, Any]):
+    def __init__(self, job_id: str, run_dir: Path, name: str, spec: dict[str, Any], *, place: Any = None):
         self.job_id = job_id
         self.status = "running"
         """The job's; one in ``RUN_STATUS`` means that the log is whole."""
@@ -57,6 +58,8 @@ class Feed:
         self._run_dir = run_dir
         self._name = name
         self._spec = spec
+        self._place = place
+        """``StudyPlace`` of a study's member."""
         self._failures: dict[tuple[str, int], int] = {}
         self.cursor = read_cursor(run_dir)
 
@@ -109,7 +112,8 @@ class Feed:
         if self.cursor.parent is not None:
             return
         first = next((record["time_ms"] for record, _ in read_records(self._run_dir / LOG)), 0)
-        run_id = calls.job_run(self.job_id, self._name, first or _modified_ms(self._run_dir))
+        arm = None if self._place is None else arm_run(calls, self._place)
+        run_id = calls.job_run(self.job_id, self._name, first or _modified_ms(self._run_dir), parent=arm)
         calls.params(run_id, {"model": self._spec["model"], "seed": self._spec["seed"], "stages": len(self._spec["stages"])})
         calls.document(run_id, "spec.json", self._spec)
         self.cursor.experiment, self.cursor.parent = calls.experiment_id(), run_id

@@ -22,3 +22,17 @@ def run_links(run_dir: Path, mlflow_url: str) -> dict[str | None, str]:
         return {}
     runs = {None: cursor["parent"], **cursor["stages"]}
     return {stage: run_url(mlflow_url, cursor["experiment"], run_id) for stage, run_id in runs.items()}
+
+
+def study_folder(home: Path, study_id: str) -> Path:
+    """Where the sender keeps what it needs of a study: its cursor and the last report."""
+    return home / "studies" / study_id
+
+
+def study_link(home: Path, study_id: str, mlflow_url: str) -> str | None:
+    """The study's run; None until MLflow has it."""
+    path = study_folder(home, study_id) / CURSOR
+    if not path.exists():
+        return None
+    cursor = json.loads(path.read_text())
+    return run_url(mlflow_url, cursor["experiment"], cursor["study"]) if cursor.get("study") else None

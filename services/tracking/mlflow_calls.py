@@ -24,6 +24,8 @@ HTTP_SETTINGS = {
 }
 """MLflow's client reads them at every call; its defaults would block a call to a dead server for four minutes."""
 JOB_TAG, STAGE_TAG, CHECKPOINT_TAG = "holdfast.job_id", "holdfast.stage", "holdfast.checkpoint"
+STUDY_TAG, ARM_TAG = "holdfast.study_id", "holdfast.arm"
+PARENT_TAG = "mlflow.parentRunId"
 MAX_METRICS_PER_CALL = 500
 MAX_PARAMS_PER_CALL = 100
 MAX_PARAMETER_CHARACTERS = 500
@@ -72,24 +74,37 @@ class MlflowCalls:
 
     # -- runs --------------------------------------------------------------------------------------------------------
 
-    def job_run(self, job_id: str, name: str, started_ms: int) -> str:
-        """The run of a job."""
-        return self._run({JOB_TAG: job_id, STAGE_TAG: ""}, name, {}, started_ms)
+    def study_run(self, study_id: str, name: str, started_ms: int) -> str:
+        """The run of a study."""
+        return self._run({STUDY_TAG: study_id, ARM_TAG: ""}, name, {}, started_ms)
+
+    def arm_run(self, study_id: str, arm: str, parent: str, started_ms: int) -> str:
+        """The run of an arm, as a child of its study's."""
+        return self._run({STUDY_TAG: study_id, ARM_TAG: arm}, arm, {PARENT_TAG: parent}, started_ms)
+
+    def job_run(self, job_id: str, name: str, started_ms: int, *, parent: str | None = None) -> str:
+        """The run of a job; a study's member is a child of its arm's."""
+        return self._run({JOB_TAG: job_id, STAGE_TAG: ""}, name, {PARENT_TAG: parent} if parent else {}, started_ms)
 
     def stage_run(self, job_id: str, stage: str, parent: str, started_ms: int) -> str:
         """The run of a stage, as a child of its job's."""
-        return self._run({JOB_TAG: job_id, STAGE_TAG: stage}, stage, {"mlflow.parentRunId": parent}, started_ms)
+        return self._run({JOB_TAG: job_id, STAGE_TAG: stage}, stage, {PARENT_TAG: parent}, started_ms)
 
     def _run(self, tags: dict[str, str], name: str, more: dict[str, str], started_ms: int) -> str:
-        query = f"tags.`{JOB_TAG}` = '{tags[JOB_TAG]}'"
+        (whose, identity), (part, name_of_part) = tags.items()
+        query = f"tags.`{whose}` = '{identity}'"
         for run in self._client.search_runs([self.experiment_id()], query, max_results=200, order_by=["attributes.start_time ASC"]):
-            if run.data.tags.get(STAGE_TAG, "") == tags[STAGE_TAG]:
+            if run.data.tags.get(part, "") == name_of_part:
                 return run.info.run_id
         return self._client.create_run(self.experiment_id(), start_time=started_ms, tags=tags | more, run_name=name).info.run_id
 
     def end_run(self, run_id: str, status: str, ended_ms: int) -> None:
         """``status`` is FINISHED, FAILED or KILLED."""
         self._client.set_terminated(run_id, status, ended_ms)
+
+    def reopen_run(self, run_id: str) -> None:
+        """Let a run that was ended go on."""
+        self._client.update_run(run_id, status="RUNNING")
 
     # -- what a run holds --------------------------------------------------------------------------------------------
 

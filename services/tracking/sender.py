@@ -9,10 +9,12 @@ from __future__ import annotations
 import json
 import logging
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from services.tracking.feed import Feed, read_cursor
+from services.tracking.study_feed import StudyFeed
 
 EXPERIMENT = "holdfast"
 POLL_S = 1.0
@@ -29,6 +31,7 @@ class Sender:
         self._uri = tracking_uri
         self._poll_s = poll_s
         self._feeds: dict[str, Feed] = {}
+        self._studies: dict[str, StudyFeed] = {}
         self._lock = threading.Lock()
         self._stop = threading.Event()
         self._calls: Any = None
@@ -45,14 +48,30 @@ class Sender:
         if self._thread.is_alive():
             self._thread.join(deadline_s)
 
-    def watch(self, job_id: str, run_dir: Path, name: str, spec: dict[str, Any] | str, status: str = "running") -> None:
-        """Send this job's log; ``status`` is the job's, and a terminal one ends its runs."""
+    def update(self, job_id: str, status: str) -> bool:
+        """Tell the status of a job; False where the job is not watched yet."""
+        with self._lock:
+            feed = self._feeds.get(job_id)
+            if feed is not None:
+                feed.status = status
+            return feed is not None
+
+    def watch(self, job_id: str, run_dir: Path, name: str, spec: dict[str, Any] | str, status: str = "running", *, place: Any = None) -> None:
+        """Send this job's log; ``status`` is the job's, and a terminal one ends its runs. ``place``: its arm of a study, if any."""
         with self._lock:
             feed = self._feeds.get(job_id)
             if feed is None:
                 content = json.loads(spec) if isinstance(spec, str) else spec
-                feed = self._feeds[job_id] = Feed(job_id, Path(run_dir), name, content)
+                feed = self._feeds[job_id] = Feed(job_id, Path(run_dir), name, content, place=place)
             feed.status = status
+
+    def watch_study(self, study: Any, status: str, num_ended: int, folder: Path, records: Callable[[], list[dict[str, Any]]]) -> None:
+        """Keep a study's runs and its report; ``study`` is the newest ``StudyRecord``, ``records`` as ``StudyFeed`` takes it."""
+        with self._lock:
+            feed = self._studies.get(study.id)
+            if feed is None:
+                feed = self._studies[study.id] = StudyFeed(study, folder, records)
+            feed.study, feed.status, feed.num_ended = study, status, num_ended
 
     def is_done(self, run_dir: Path) -> bool:
         """Whether MLflow has the whole of a job that has ended."""
@@ -80,9 +99,10 @@ class Sender:
                 self.failures_in_a_row = 0
 
     def send_all(self) -> None:
-        """One round over all jobs; raises the first thing that MLflow raised, after every job had its turn."""
+        """One round over all studies and jobs; raises the first thing that MLflow raised, after every job had its turn."""
         with self._lock:
-            feeds = [feed for feed in self._feeds.values() if not feed.cursor.done]
+            feeds: list[Any] = [feed for feed in self._feeds.values() if not feed.cursor.done]
+            feeds += [feed for feed in self._studies.values() if not feed.is_done]
         failure: Exception | None = None
         for feed in feeds:
             if self._stop.is_set():

@@ -48,6 +48,33 @@ def test_series_and_text(holdfast, scaled):
     assert "5.000e-01" in text and "1.000e+00" in text and "the 3 of 46 tensors that moved most" in text
 
 
+def test_out_writes_the_series_from_the_first_and_from_the_one_before(holdfast, scaled, tmp_path):
+    half, double = scaled(1.5), scaled(2.0)
+    result = holdfast("drift", PEBBLE, half, "--series", double, "--k", "4", "--out", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    found = json.loads((tmp_path / "out" / "drift.json").read_text())
+    assert found["checkpoints"] == [str(half), str(double)]
+    assert [item["relative_l2"] for item in found["from_first"]] == pytest.approx([0.5, 1.0], rel=1e-6)
+    assert [item["relative_l2"] for item in found["from_previous"]] == pytest.approx([0.5, 1 / 3], rel=1e-6)
+    assert [item["nss"] for item in found["from_previous"]] == pytest.approx([0.5, 1 / 3], rel=1e-6)
+    assert [item["max_angle_deg"] for item in found["from_first"]] == pytest.approx([0.0, 0.0], abs=1e-3)
+    for name in ("relative_l2", "nss", "max_angle_deg", "bf16_unchanged_share"):
+        image = (tmp_path / "out" / f"{name}.png").read_bytes()
+        assert image.startswith(b"\x89PNG") and f"{name}.png" in result.output.replace("\n", "")
+
+
+def test_an_architecture_that_differs_anywhere_in_a_series_is_refused_with_field_and_both_values(holdfast, scaled, tmp_path):
+    good, other = scaled(1.5), scaled(2.0)
+    config = json.loads((PEBBLE / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps(config | {"num_attention_heads": 8}))
+    result = holdfast("drift", PEBBLE, good, "--series", other, "--out", tmp_path / "out", "-o", "json")
+    assert result.exit_code == 2
+    (fault,) = json.loads(result.stdout)["error"]["faults"]
+    assert fault["pointer"] == "config.json num_attention_heads"
+    assert f"4 in {PEBBLE}, 8 in {other}" in fault["detail"]
+    assert not (tmp_path / "out").exists()
+
+
 def test_refusals_name_the_field(holdfast, tmp_path, scaled):
     result = holdfast("drift", PEBBLE, tmp_path / "nowhere", "-o", "json")
     assert result.exit_code == 2

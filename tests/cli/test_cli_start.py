@@ -14,7 +14,7 @@ from services.jobs.states import TERMINAL
 
 HOLDFAST = Path(sys.executable).parent / "holdfast"
 COMMANDS = (
-    ["up", "down", "status", "submit", "watch", "ls", "show", "cancel", "pause", "resume", "report", "validate", "schema", "logs", "events", "doctor", "model", "demo"]
+    ["up", "down", "status", "submit", "watch", "ls", "show", "cancel", "pause", "resume", "report", "evaluate", "validate", "schema", "logs", "events", "doctor", "model", "demo"]
 )
 
 

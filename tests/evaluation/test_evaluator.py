@@ -184,3 +184,17 @@ def test_pass_at_needs_the_samples(fields, match):
     with pytest.raises(ValueError, match=match):
         EvaluationSpec.model_validate(fields)
     assert EvaluationSpec.model_validate({"samples_per_problem": 4, "pass_at": [1, 4]}).pass_at == (1, 4)
+
+
+def test_first_completions_are_kept_and_can_be_sampled_again_without_judging():
+    engine, verifiers = Recording(), Verifiers()
+    evaluator = Evaluator(engine, verifiers, Chat(), {"x": Numbers("x")}, {"x": 5}, SAMPLING, 5, samples_per_problem=3)
+    first = evaluator.score()["x"].first
+    assert [ids.tolist() for ids in first.token_ids] == [[0, EOS], [7, EOS], [2, EOS], [3] * 4, [4, EOS]]
+    assert first.cut.tolist() == [False, False, False, True, False]
+    judged = len(verifiers.seen)
+    again = evaluator.sample(["x"], 4)["x"]
+    assert [ids.tolist() for ids in again.token_ids] == [ids.tolist() for ids in first.head(4).token_ids] and len(verifiers.seen) == judged
+    # the seed of a problem's first sample, alone
+    assert [(r.seed, r.num_completions) for r in engine.calls[1]] == [(r.seed, 1) for r in engine.calls[0][:4]]
+    assert [prompt.tolist() for prompt in evaluator.prompts("x", 2)[0]] == [[0], [1]]

@@ -1,0 +1,106 @@
+"""What a study expected, against what its finished members show.
+
+Every hypothesis is paired by (order, seed): the figure of ``arm`` minus that of ``against`` (or minus 0). The verdict is by the
+95 % t interval of the mean difference against the margin that was written down before the runs:
+
+    expect          seen                     contradicted              otherwise
+    higher          low > margin             high < -margin            not_seen
+    lower           high < -margin           low > margin              not_seen
+    similar         within +- margin         wholly outside of it      not_seen
+
+``no_data`` with fewer than two pairs. The p-value is that of an exact sign-flip test, Holm-adjusted over all hypotheses with data.
+
+Invariant: a pair counts where both members are whole; the others are counted by what became of them, never dropped silently.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from cluster.spec.study import Hypothesis, StudySpec
+from services.evaluation.paired import NUM_PERMUTATIONS, TOLERANCE, holm
+from services.evaluation.plots.intervals import mean_interval
+from services.evaluation.plots.runs import Run
+from services.evaluation.retention import BOOTSTRAP_SEED
+from services.evaluation.studies.matched_gain import matched_gain
+from services.evaluation.studies.members import Key, words_of
+
+MAX_EXACT = 14
+"""Differences: 2^14 sign patterns are looked at one by one; of more differences NUM_PERMUTATIONS drawn ones."""
+VERDICTS = ("seen", "not_seen", "contradicted", "no_data")
+Figures = Mapping[Key, Mapping[str, float | None]]
+
+
+def verdicts(study: StudySpec, planned: Sequence[Key], figures: Figures, runs: Mapping[Key, Run]) -> list[dict[str, Any]]:
+    """One entry per hypothesis, in the file's order. ``planned`` are all members of the study, finished or not."""
+    found = [_verdict(hypothesis, planned, figures, runs) for hypothesis in study.hypotheses]
+    tested = [item for item in found if item["p_value"] is not None]
+    for item, adjusted in zip(tested, holm([item["p_value"] for item in tested]), strict=True):
+        item["p_value_holm"] = adjusted
+    return found
+
+
+def _verdict(hypothesis: Hypothesis, planned: Sequence[Key], figures: Figures, runs: Mapping[Key, Run]) -> dict[str, Any]:
+    pairs, left_out, stages_left_out = [], [], 0
+    for arm, order, seed in planned:
+        if arm != hypothesis.arm or (hypothesis.orders is not None and order not in hypothesis.orders):
+            continue
+        keys = [(name, order, seed) for name in (hypothesis.arm, hypothesis.against) if name is not None]
+        if len(keys) == 2 and keys[1] not in planned:
+            continue  # the other arm does not run in this order
+        if hypothesis.figure == "drift_at_matched_gain":
+            values, stages = _matched(keys, runs)
+            stages_left_out += stages
+        else:
+            values = [figures.get(key, {}).get(hypothesis.figure) for key in keys]
+        if None in values:
+            left_out += [words_of(key) for key, value in zip(keys, values, strict=True) if value is None]
+            continue
+        pairs.append({"order": order, "seed": seed, "arm": values[0], "against": values[1] if len(values) > 1 else 0.0})
+    differences = [pair["arm"] - pair["against"] for pair in pairs]
+    estimate = mean_interval(differences)
+    enough = len(pairs) >= 2
+    return {
+        **hypothesis.model_dump(mode="json"),
+        "verdict": judge(hypothesis.expect, hypothesis.margin, estimate["low"], estimate["high"]) if enough else "no_data",
+        "difference": {key: estimate[key] for key in ("mean", "low", "high")},
+        "p_value": sign_flip_p(differences) if enough else None,
+        "p_value_holm": None,
+        "n": {"pairs": len(pairs), "seeds": len({pair["seed"] for pair in pairs}), "orders": len({pair["order"] for pair in pairs})},
+        "pairs": pairs,
+        "left_out": sorted(set(left_out)),
+        "stages_left_out": stages_left_out,
+    }
+
+
+def judge(expect: str, margin: float, low: float, high: float) -> str:
+    """The verdict on an interval."""
+    above, below = low > margin, high < -margin
+    if expect == "similar":
+        return "seen" if -margin <= low and high <= margin else "contradicted" if above or below else "not_seen"
+    expected, opposite = (above, below) if expect == "higher" else (below, above)
+    return "seen" if expected else "contradicted" if opposite else "not_seen"
+
+
+def _matched(keys: Sequence[Key], runs: Mapping[Key, Run]) -> tuple[list[float | None], int]:
+    """Drift of both at matched gain, and how many stages could not be matched; None for a member that is not whole."""
+    whole = [runs.get(key) if key in runs and runs[key].is_whole else None for key in keys]
+    if None in whole:
+        return [None if run is None else 0.0 for run in whole], 0
+    found = matched_gain(*whole)
+    return [found.one, found.other], found.num_left_out
+
+
+def sign_flip_p(differences: Sequence[float]) -> float:
+    """Two-sided p-value of a mean difference of 0 where every sign was a coin; at least 2 / 2^n for n differences."""
+    known = np.asarray(differences, dtype=np.float64)
+    seen = abs(known.sum()) - TOLERANCE * np.abs(known).sum()
+    if len(known) <= MAX_EXACT:
+        patterns = np.arange(2 ** len(known))[:, None] >> np.arange(len(known)) & 1
+        return float((np.abs((2.0 * patterns - 1.0) @ known) >= seen).mean())
+    patterns = np.random.default_rng(BOOTSTRAP_SEED).integers(0, 2, size=(NUM_PERMUTATIONS, len(known)))
+    extreme = int((np.abs((2.0 * patterns - 1.0) @ known) >= seen).sum())
+    return (1 + extreme) / (1 + NUM_PERMUTATIONS)
