@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import typer
 
-from api.commands import demo, drift, evaluate, files, job, log, model, report, service, watch
+from api.commands import demo, drift, evaluate, files, job, log, model, report, service, study, watch
 from api.commands.console import EXIT_CODES
 
 app = typer.Typer(
@@ -44,6 +44,7 @@ for command, panel in (
     (drift.drift, FILES),
 ):
     app.command(rich_help_panel=panel, epilog=EXIT_CODES)(command)
+app.add_typer(study.app, name="study", rich_help_panel=JOBS)
 app.add_typer(model.app, name="model", rich_help_panel=FILES)
 
 

@@ -11,7 +11,7 @@ import json
 import random
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -202,6 +202,67 @@ class HoldfastClient:
             _raise_for_problem(response)
             yield from response.iter_text()
 
+    # -- studies -----------------------------------------------------------------------------------------------------
+
+    def submit_study(
+        self,
+        study: Mapping[str, Any],
+        *,
+        records: Sequence[Mapping[str, Any]] = (),
+        folders: Sequence[Path] | None = None,
+        idempotency_key: str | None = None,
+    ) -> dict[str, Any]:
+        """Create a study from a study file's content. Members that ``records`` has are not run; relative paths in the file stay as they
+        are and are looked up in ``folders`` (this process's folder where None), so that the same file has the same members anywhere."""
+        headers = {"Idempotency-Key": idempotency_key or str(uuid.uuid4()), "Content-Type": "application/json"}
+        return self._json("POST", "/v1/studies", content=_study_body(study, records, folders), headers=headers)
+
+    def validate_study(
+        self, study: Mapping[str, Any], *, records: Sequence[Mapping[str, Any]] = (), folders: Sequence[Path] | None = None
+    ) -> dict[str, Any]:
+        """The plan that a submission would become; nothing is stored."""
+        headers = {"Content-Type": "application/json"}
+        return self._json("POST", "/v1/studies", content=_study_body(study, records, folders), params={"dry_run": "true"}, headers=headers)
+
+    def study(self, study: str) -> dict[str, Any]:
+        """A study with its members, by id or by name (the newest of that name)."""
+        return self._json("GET", f"/v1/studies/{study}")
+
+    def studies(self, *, name: str | None = None, limit: int = 20, after: str | None = None, order: str = "desc") -> dict[str, Any]:
+        """One page of studies, without their members."""
+        params = {"name": name, "limit": limit, "after": after, "order": order}
+        return self._json("GET", "/v1/studies", params={key: value for key, value in params.items() if value is not None})
+
+    def study_spec(self, study: str) -> dict[str, Any]:
+        """The study file as it was sent."""
+        return self._json("GET", f"/v1/studies/{study}/spec")
+
+    def cancel_study(self, study: str, *, mode: str = "graceful") -> dict[str, Any]:
+        return self._json("POST", f"/v1/studies/{study}/cancel", json={"mode": mode})
+
+    def pause_study(self, study: str) -> dict[str, Any]:
+        return self._json("POST", f"/v1/studies/{study}/pause")
+
+    def resume_study(self, study: str) -> dict[str, Any]:
+        """Paused members go on; failed and cancelled ones run again."""
+        return self._json("POST", f"/v1/studies/{study}/resume")
+
+    def study_records(self, study: str) -> list[dict[str, Any]]:
+        """The records of the members that have ended, in the study's order."""
+        return self._json("GET", f"/v1/studies/{study}/records")["data"]
+
+    def study_report(self, study: str) -> dict[str, Any]:
+        return self._json("GET", f"/v1/studies/{study}/report")
+
+    def wait_study(self, study: str, *, timeout_s: float | None = None, until: frozenset[str] = TERMINAL, poll_s: float = 2.0) -> dict[str, Any]:
+        """Block until the study's status is in ``until``; returns the study. Raises ``TimeoutError``."""
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        while (current := self.study(study))["status"] not in until:
+            if deadline is not None and time.monotonic() > deadline:
+                raise TimeoutError(f"study {current['id']} is still {current['status']} after {timeout_s:g} s")
+            time.sleep(poll_s)
+        return current
+
     # -- the service -------------------------------------------------------------------------------------------------
 
     def capabilities(self) -> dict[str, Any]:
@@ -272,6 +333,11 @@ def parse_events(lines: Iterator[str]) -> Iterator[Event]:
 def _body(spec: Mapping[str, Any]) -> bytes:
     """As JSON; dates that a YAML reader made become text, and a NaN is sent for the service to refuse with a reason."""
     return json.dumps(with_absolute_paths(spec)).encode("utf-8")
+
+
+def _study_body(study: Mapping[str, Any], records: Sequence[Mapping[str, Any]], folders: Sequence[Path] | None) -> bytes:
+    beside = {"records": list(records), "folders": [str(folder.absolute()) for folder in (folders if folders is not None else [Path.cwd()])]}
+    return json.dumps({**study, **beside}, default=str).encode("utf-8")
 
 
 def with_absolute_paths(spec: Mapping[str, Any], folder: Path | None = None) -> dict[str, Any]:

@@ -39,3 +39,12 @@ def find_job(job_id: JobId, context: InContext) -> Any:
 
 
 FoundJob = Annotated[Any, Depends(find_job)]
+StudyId = Annotated[str, Path(description="the study's id, or its name (then the newest study of that name)", pattern=r"^[A-Za-z0-9_-]{1,80}$", examples=["ablation"])]
+
+
+def find_study(study_id: StudyId, context: InContext) -> Any:
+    """The record of the study in the path; raises ``NotFound``."""
+    return context.store.get_study(study_id)
+
+
+FoundStudy = Annotated[Any, Depends(find_study)]

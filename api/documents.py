@@ -1,7 +1,7 @@
 """From the bytes of a request to plain JSON values, refusing what could hurt later.
 
 Invariant: what ``read_document`` returns is a tree of dict, list, str, int, finite float, bool and None, at most
-``MAX_DEPTH`` deep and ``MAX_VALUES`` large, whose strings encode as UTF-8; anything else is a ``malformed_body``.
+``MAX_DEPTH`` deep and ``max_values`` large, whose strings encode as UTF-8; anything else is a ``malformed_body``.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ MAX_VALUES = 20_000
 YAML_TYPES = ("application/yaml", "application/x-yaml", "text/yaml", "text/x-yaml")
 
 
-def read_document(body: bytes, content_type: str | None) -> Any:
-    """Parse a JSON or YAML body. Raises ``ProblemError`` (``malformed_body``, ``unsupported_media_type``)."""
+def read_document(body: bytes, content_type: str | None, *, max_values: int = MAX_VALUES) -> Any:
+    """Parse a JSON or YAML body; ``max_values`` may be larger for JSON alone. Raises ``ProblemError`` (``malformed_body``, ``unsupported_media_type``)."""
     media_type = (content_type or "").split(";")[0].strip().lower()
     if media_type != "application/json" and media_type not in YAML_TYPES:
         raise ProblemError("unsupported_media_type", f"the body's media type is {media_type or 'not given'}; send application/json or application/yaml")
@@ -31,7 +31,7 @@ def read_document(body: bytes, content_type: str | None) -> Any:
         raise _malformed(f"the document is nested deeper than {MAX_DEPTH} levels") from None
     except (ValueError, yaml.YAMLError) as error:
         raise _malformed(f"the body is not {'YAML' if media_type in YAML_TYPES else 'JSON'}: {_one_line(error)}") from None
-    check_tree(document)
+    check_tree(document, max_values)
     return document
 
 
@@ -107,7 +107,7 @@ def _check_yaml_events(text: str) -> None:
             raise ValueError(f"it holds more than {MAX_VALUES} values")
 
 
-def check_tree(document: Any) -> None:
+def check_tree(document: Any, max_values: int = MAX_VALUES) -> None:
     """Walk the tree without recursion and refuse what JSON, UTF-8 or PostgreSQL could not hold."""
     pending: list[tuple[Any, int]] = [(document, 1)]
     seen = 0
@@ -116,8 +116,8 @@ def check_tree(document: Any) -> None:
         seen += 1
         if depth > MAX_DEPTH:
             raise _malformed(f"the document is nested deeper than {MAX_DEPTH} levels")
-        if seen > MAX_VALUES:
-            raise _malformed(f"the document holds more than {MAX_VALUES} values")
+        if seen > max_values:
+            raise _malformed(f"the document holds more than {max_values} values")
         if isinstance(value, dict):
             for key in value:
                 _check_text(key)

@@ -1,7 +1,7 @@
 """What stands before the routes: the key check and the cap on the body. Pure ASGI, so streams pass through untouched.
 
 Invariant: deny by default. A request reaches routing (even the 404 of an unknown path) only with a valid key, except
-for the exact paths in ``OPEN_PATHS``; and no more than ``MAX_BODY_BYTES`` of a body are ever held.
+for the exact paths in ``OPEN_PATHS``; and no more than ``body_cap`` of a body is ever held.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from api.problems import PROBLEMS, problem_response
 
 OPEN_PATHS = frozenset({"/healthz", "/readyz"})
 MAX_BODY_BYTES = 1_000_000
+LARGER_BODIES = {"/v1/studies": 64_000_000}
+"""Paths whose bodies carry more than a job file: a study may come with the records of its finished members."""
 DRAIN_BYTES = 32_000_000
 """How much of a refused body is read and thrown away, so that the client gets to read the answer."""
 BODY_DEADLINE_S = 30.0
@@ -79,6 +81,11 @@ class RequireKey:
         await _refuse(scope, receive, send, "unauthorized", detail, headers={"WWW-Authenticate": challenge})
 
 
+def body_cap(path: str) -> int:
+    """Bytes that the body of a request to this path may have."""
+    return LARGER_BODIES.get(path, MAX_BODY_BYTES)
+
+
 class LimitBody:
     """ASGI middleware: reads the body first, up to the cap and the deadline, then hands it on whole."""
 
@@ -89,14 +96,15 @@ class LimitBody:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        cap = body_cap(scope["path"])
         try:
             with anyio.fail_after(BODY_DEADLINE_S):
-                body = await _read_body(receive)
+                body = await _read_body(receive, cap)
         except TimeoutError:
             await _refuse(scope, receive, send, "request_timeout", PROBLEMS["request_timeout"].meaning)
             return
         except _TooLarge:
-            await _refuse(scope, receive, send, "body_too_large", f"the body is larger than {MAX_BODY_BYTES} bytes")
+            await _refuse(scope, receive, send, "body_too_large", f"the body is larger than {cap} bytes")
             return
         except _Gone:
             return
@@ -111,22 +119,22 @@ class _Gone(Exception):
     pass
 
 
-async def _read_body(receive: Receive) -> bytes:
+async def _read_body(receive: Receive, cap: int) -> bytes:
     parts: list[bytes] = []
     size = 0
-    while size <= DRAIN_BYTES:
+    while size <= cap + DRAIN_BYTES:
         message = await receive()
         if message["type"] != "http.request":
             raise _Gone
         part = message.get("body", b"")
         size += len(part)
-        if size <= MAX_BODY_BYTES:
+        if size <= cap:
             parts.append(part)
         else:
             parts.clear()
         if not message.get("more_body", False):
             break
-    if size > MAX_BODY_BYTES:
+    if size > cap:
         raise _TooLarge
     return b"".join(parts)
 

@@ -17,6 +17,7 @@ from api.problems import MEDIA_TYPE
 from api.responses import EVERY_ROUTE, OPEN_ROUTE
 from api.schemas import Problem
 from cluster.spec.job import JobSpec
+from cluster.spec.study import StudySpec
 
 REF = "#/components/schemas/{model}"
 DESCRIPTION = (
@@ -25,6 +26,7 @@ DESCRIPTION = (
 )
 TAGS = [
     {"name": "jobs", "description": "Submit a job, look at it, ask for a change."},
+    {"name": "studies", "description": "Many jobs of one file: arms, orders and seeds, steered and reported together."},
     {"name": "stages", "description": "The ordered parts of a job."},
     {"name": "events", "description": "What happened, as pages or as a resumable stream."},
     {"name": "logs", "description": "What the job's processes printed."},
@@ -55,7 +57,7 @@ def add_openapi(app: FastAPI) -> None:
 def _complete(document: dict[str, Any]) -> dict[str, Any]:
     components = document.setdefault("components", {})
     schemas = components.setdefault("schemas", {})
-    for model in (JobSpec, Problem):
+    for model in (JobSpec, StudySpec, Problem):
         _add_model(schemas, model)
     for unused in ("HTTPValidationError", "ValidationError"):
         schemas.pop(unused, None)

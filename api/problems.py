@@ -32,17 +32,17 @@ class ProblemKind:
 
 
 PROBLEMS: dict[str, ProblemKind] = {
-    "invalid_spec": ProblemKind(422, "The job file cannot be accepted", "errors lists every fault that was found, each with a JSON pointer into the job file."),
+    "invalid_spec": ProblemKind(422, "The job or study file cannot be accepted", "errors lists every fault that was found, each with a JSON pointer into the file."),
     "invalid_request": ProblemKind(422, "A parameter of the request is not valid", "errors lists the parameters, as /query/..., /path/..., /header/... or a pointer into the body."),
     "malformed_body": ProblemKind(400, "The body cannot be read", "The body must be one JSON or YAML document: no NaN or infinity, no duplicate keys, no YAML anchors, at most 64 levels deep."),
     "bad_request": ProblemKind(400, "The request cannot be understood", "Something about the request as a whole is wrong; detail says what."),
     "unauthorized": ProblemKind(401, "An API key is needed", "Send the header 'Authorization: Bearer hf_...'. The first start of the service writes a key to the file api_key under its home."),
-    "not_found": ProblemKind(404, "Not found", "There is no such route, job, stage or record."),
+    "not_found": ProblemKind(404, "Not found", "There is no such route, job, study, stage or record."),
     "method_not_allowed": ProblemKind(405, "Method not allowed", "The route exists, but not with this method."),
     "request_timeout": ProblemKind(408, "The body did not arrive in time", "A request body must arrive whole within 30 seconds."),
     "conflict": ProblemKind(409, "The request contradicts what is stored", "detail says what stands against it."),
-    "illegal_transition": ProblemKind(409, "The job cannot do that in its present state", "status is the job's state and allowed lists the actions it accepts now."),
-    "body_too_large": ProblemKind(413, "The body is too large", "A job file is at most 1 MB; data belongs in files that the job file names."),
+    "illegal_transition": ProblemKind(409, "The job or study cannot do that in its present state", "job_status is its state and allowed lists the actions it accepts now."),
+    "body_too_large": ProblemKind(413, "The body is too large", "A job file is at most 1 MB, a study with its records 64 MB; data belongs in files that the job file names."),
     "unsupported_media_type": ProblemKind(415, "The body's media type is not accepted", "Send application/json or application/yaml."),
     "idempotency_key_reused": ProblemKind(422, "The idempotency key was used with another body", "A key stands for one submission. Use a new key for a new job, or send the same body to get the first answer again."),
     "too_many_requests": ProblemKind(429, "Too many requests", "Wait for Retry-After seconds."),

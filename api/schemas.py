@@ -149,7 +149,7 @@ class Evaluations(View):
     domains: list[str]
     rows: list[str] = Field(description="'base', then the names of the stages that were evaluated")
     score_matrix: list[list[float | None]] = Field(description="score_matrix[row][domain]; null where not measured")
-    retention: dict[str, Any] | None = Field(description="average score, backward transfer, forgetting, forward transfer, with 95 % intervals; null before the first stage was evaluated")
+    retention: dict[str, Any] | None = Field(description="stage gains, changes of earlier domains, average score, backward transfer, forgetting, forward transfer, with 95 % intervals; null before the first stage was evaluated")
     retention_note: str | None = Field(None, description="why there are no retention figures, where that is not for want of stages")
     data: list[Evaluation] = Field(description="every measurement, the ones during stages included")
 
@@ -210,6 +210,66 @@ class CancelRequest(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
     mode: Literal["graceful", "now"] = Field("graceful", description="graceful: at the next step, with a checkpoint; now: at once")
+
+
+class StudyMember(View):
+    """One run of a study: an arm in one order with one seed."""
+
+    position: int = Field(description="place in the study's queue, from 0")
+    arm: str
+    order: str
+    seed: int
+    digest: str = Field(description="sha256 of the member's job file; a record with the same digest may stand for it")
+    status: JobStatus
+    job_id: str | None = Field(description="the newest job of this member; null where a record stands for it")
+    reason: str | None = None
+    message: str | None = None
+    started_at: datetime | None = None
+    finished_at: datetime | None = None
+    seconds: float | None = Field(None, description="wall clock from start to end")
+    steps_done: int
+    steps_total: int
+    recorded: bool = Field(description="whether a record that came with the submission stands for this member")
+
+
+class Study(View):
+    """Arms x orders x seeds of one base job. Its status follows from its members'."""
+
+    id: str = Field(examples=["study_0197f3a0c9d17c0e8f0a3b1c2d4e5f60"])
+    object: Literal["study"] = "study"
+    name: str
+    status: Literal["queued", "running", "paused", "succeeded", "failed", "cancelled"]
+    counts: dict[str, int] = Field(description="members by status")
+    num_members: int
+    labels: dict[str, str]
+    spec_hash: str
+    links: dict[str, str | None] = Field(description="self, records, report, and mlflow once there is a run")
+    members: list[StudyMember] | None = Field(None, description="in the study's order; left out in lists and after a request")
+    unmatched_records: list[str] | None = Field(None, description="after a submission: records that belong to no member, or were made with another base model, and were not kept")
+    created_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+
+
+class StudyPlan(View):
+    """What a study would become; nothing is stored."""
+
+    object: Literal["study_plan"] = "study_plan"
+    name: str
+    spec_hash: str
+    num_members: int
+    num_recorded: int = Field(description="members for which a record stands; they would not run")
+    total_steps: int = Field(description="training steps of all members that would run")
+    members: list[dict[str, Any]] = Field(description="position, arm, order, seed, digest, recorded")
+    unmatched_records: list[str]
+    warnings: list[str]
+
+
+class StudyRecords(View):
+    """Records of the members that have ended."""
+
+    object: Literal["list"] = "list"
+    data: list[dict[str, Any]]
 
 
 class Capabilities(View):

@@ -33,8 +33,13 @@ class Submission:
     request_hash: str
 
 
-def check_submission(payload: Any, *, base_dir: Path, cluster: dict[str, float] | None) -> Submission:
-    """Parse and check against the environment. Raises ``SpecError`` whose details hold all faults found."""
+def check_submission(
+    payload: Any, *, base_dir: Path, cluster: dict[str, float] | None, memo: dict[Any, Any] | None = None
+) -> Submission:
+    """Parse and check against the environment. Raises ``SpecError`` whose details hold all faults found.
+
+    ``memo`` is shared by the jobs of one admission: each model is hashed and each data set read once.
+    """
     salvage = _Salvage(copy.deepcopy(payload))
     faults = salvage.rename_duplicates()
     spec = None
@@ -49,7 +54,7 @@ def check_submission(payload: Any, *, base_dir: Path, cluster: dict[str, float] 
                 break
     resolved: dict[str, Any] = {}
     if spec is not None:
-        environment, resolved = check_environment(spec, base_dir=base_dir, cluster=cluster)
+        environment, resolved = check_environment(spec, base_dir=base_dir, cluster=cluster, memo=memo)
         faults += [dict(fault) for fault in environment if not salvage.made(fault)]
     faults = _unique(faults)[:MAX_FAULTS]
     if faults or spec is None:

@@ -34,7 +34,12 @@ _UniqueKeys.add_constructor("tag:yaml.org,2002:map", _mapping)
 
 
 def load(path: Path, changes: Sequence[str] = ()) -> Any:
-    """The content of a YAML or JSON job file, with ``a.b=value`` changes. Raises ``Refused`` with file, line and column."""
+    """The content of a YAML or JSON job file with ``a.b=value`` changes and absolute paths. Raises ``Refused``."""
+    return with_paths(read(path, changes), path.parent)
+
+
+def read(path: Path, changes: Sequence[str] = ()) -> Any:
+    """The content of a YAML or JSON file, with ``a.b=value`` changes. Raises ``Refused`` with file, line and column."""
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

@@ -16,10 +16,12 @@ from api.routes import (
     report,
     schemas,
     stages,
+    studies,
 )
 
 ROUTERS = (
     jobs.router,
+    studies.router,
     stages.router,
     events.router,
     logs.router,

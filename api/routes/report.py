@@ -16,7 +16,13 @@ router = APIRouter(prefix="/v1/jobs/{job_id}", tags=["evaluations"])
 
 @router.get("/report", responses=problems("not_found", "service_unavailable"))
 def get_report(record: FoundJob, context: InContext) -> dict[str, Any]:
-    """Score matrix with intervals, retention figures, parity, links and seconds per phase: the same as ``report.json``."""
+    """The same as ``report.json``: score matrix with intervals and retention figures, each stage's gain and what it cost elsewhere.
+
+    ``during``: scores inside stages. ``drift``: ``parameters`` (against the base model and the stage's start), ``responses``
+    (KL in nats per token and cosines of the answers to fixed probes, by domain and role: own, earlier, other) and
+    ``domain_distances`` (MMD squared). ``collapse``: ``warnings`` as they were raised and cleared, and ranges of the metrics by
+    stage. Sections of what was not measured are empty. Also parity, links and seconds per phase.
+    """
     path = context.settings.run_dir(record.id) / "report.json"
     try:
         return json.loads(path.read_text(encoding="utf-8"))

@@ -12,9 +12,10 @@ from typing import Any
 from cluster.errors import ResourceError
 from cluster.placement import plan_layout
 from cluster.spec.job import JobSpec, ResolvedStage
+from services.jobs.data_overlap import check_overlap
 from services.jobs.data_sets import check_data_sets
-from services.jobs.faults import Fault, pointer, show
 from services.jobs.embedding_model import check_embedding_model
+from services.jobs.faults import Fault, pointer, show
 from services.jobs.given_policies import check_given_policies
 from services.jobs.method_budgets import (
     check_budget,
@@ -28,16 +29,22 @@ from services.jobs.method_files import check_replayed, check_teacher_models
 from services.jobs.model_files import check_model
 
 
-def check_environment(spec: JobSpec, *, base_dir: Path, cluster: dict[str, float] | None) -> tuple[list[Fault], dict[str, Any]]:
+def check_environment(
+    spec: JobSpec, *, base_dir: Path, cluster: dict[str, float] | None, memo: dict[Any, Any] | None = None
+) -> tuple[list[Fault], dict[str, Any]]:
     """Every fault of a job against this machine, and what the names in it were found to be.
 
     ``base_dir`` is where relative paths start; ``cluster`` is ``{"cpus": ..., "gpus": ...}``, or None where it is not known
     yet. The second value goes into the job's row: ``model_path``, ``model_sha256``, ``model_revision``, ``datasets``, with
     methods that name other models or recorded rollouts ``teachers``, ``teacher_sha256``, ``teacher_revisions``, ``replayed``, and with
     given stages ``policies``, ``policy_sha256``, ``policy_revisions``; ``embedding`` where response drift names a model of its own.
+    ``memo`` keeps what was found about models and data sets for the next jobs of one admission.
     """
-    base_dir = Path(base_dir)
-    faults, facts, resolved = check_model(spec.model, base_dir)
+    base_dir, memo = Path(base_dir), {} if memo is None else memo
+    key = ("model", spec.model.model_dump_json(), base_dir)
+    if key not in memo:
+        memo[key] = check_model(spec.model, base_dir)
+    faults, facts, resolved = list(memo[key][0]), memo[key][1], dict(memo[key][2])
     whole = not faults
     stages = spec.resolved_stages()
     for stage in stages:
@@ -53,8 +60,9 @@ def check_environment(spec: JobSpec, *, base_dir: Path, cluster: dict[str, float
     resolved |= teachers | replayed | given
     unfit, embedding = check_embedding_model(spec, base_dir)
     resolved |= embedding
-    missing, resolved["datasets"] = check_data_sets(spec, base_dir)
-    faults += [*more, *others, *wrong, *unfit, *missing, *_check_compute(spec, stages, cluster)]
+    missing, resolved["datasets"] = check_data_sets(spec, base_dir, memo)
+    overlaps = [] if missing else check_overlap(spec, base_dir, memo)
+    faults += [*more, *others, *wrong, *unfit, *missing, *overlaps, *_check_compute(spec, stages, cluster)]
     return list(dict.fromkeys(faults)), resolved
 
 

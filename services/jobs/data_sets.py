@@ -17,17 +17,25 @@ from services.jobs.faults import Fault, pointer, show
 Where = tuple[str | int, ...]
 
 
-def check_data_sets(spec: JobSpec, base_dir: Path) -> tuple[list[Fault], dict[str, Any]]:
-    """Faults of all data sets, and by path or id what was found: absolute path or revision, sha256, rows, split sizes."""
+def check_data_sets(spec: JobSpec, base_dir: Path, memo: dict[Any, Any] | None = None) -> tuple[list[Fault], dict[str, Any]]:
+    """Faults of all data sets, and by path or id what was found: absolute path or revision, sha256, rows, split sizes.
+
+    ``memo`` keeps what was found for other jobs of the same admission.
+    """
+    memo = {} if memo is None else memo
     faults: list[Fault] = []
     resolved: dict[str, Any] = {}
-    for where, domain in _data_sets(spec):
-        more, resolved[domain.path or domain.id] = _check_one(where, domain, base_dir)
-        faults += more
+    for where, domain in data_sets(spec):
+        key = ("data set", domain.model_dump_json(), base_dir)
+        if key not in memo:
+            memo[key] = _check_one(domain, base_dir)
+        told, resolved[domain.path or domain.id] = memo[key]
+        faults += [Fault(pointer(where) + fault.pointer, fault.detail, fault.code) for fault in told]
     return faults, resolved
 
 
-def _data_sets(spec: JobSpec) -> Iterator[tuple[Where, DatasetDomain]]:
+def data_sets(spec: JobSpec) -> Iterator[tuple[Where, DatasetDomain]]:
+    """Every data set of a job with its place in the job file."""
     for index, stage in enumerate(spec.stages):
         if isinstance(stage.domain, DatasetDomain):
             yield ("stages", index, "domain"), stage.domain
@@ -39,7 +47,8 @@ def _data_sets(spec: JobSpec) -> Iterator[tuple[Where, DatasetDomain]]:
             yield ("evaluation", "domains", index, "domain"), suite.domain
 
 
-def _check_one(where: Where, domain: DatasetDomain, base_dir: Path) -> tuple[list[Fault], dict[str, Any]]:
+def _check_one(domain: DatasetDomain, base_dir: Path) -> tuple[list[Fault], dict[str, Any]]:
+    """Faults with pointers into the domain."""
     from rollout.domains.dataset import inspect
 
     found: dict[str, Any] = {"path": str((base_dir / domain.path).resolve())} if domain.path is not None else {"revision": domain.revision}
@@ -47,6 +56,6 @@ def _check_one(where: Where, domain: DatasetDomain, base_dir: Path) -> tuple[lis
         return [], found | inspect(domain, base_dir)
     except SpecError as error:
         told = error.details.get("faults") or [{"pointer": "", "detail": error.message}]
-        return [Fault(pointer(where) + item["pointer"], item["detail"], error.reason) for item in told], found
+        return [Fault(item["pointer"], item["detail"], error.reason) for item in told], found
     except OSError as error:
-        return [Fault(pointer((*where, "path")), f"data file {show(domain.path)} cannot be read: {error}", "dataset_invalid")], found
+        return [Fault("/path", f"data file {show(domain.path)} cannot be read: {error}", "dataset_invalid")], found

@@ -72,7 +72,7 @@ def parse_job(payload: object) -> JobSpec:
         job = JobSpec.model_validate(payload)
     except ValidationError as error:
         said = ("duplicate stage name", ONE_DOMAIN, ONE_SOURCE)
-        told = [fault for fault in _faults(error, JobSpec, payload) if not (faults and fault.detail.startswith(said))]
+        told = [fault for fault in model_faults(error, JobSpec, payload) if not (faults and fault.detail.startswith(said))]
         raise spec_error([*told, *faults]) from None
     for index in range(len(job.stages)):
         try:
@@ -139,7 +139,8 @@ def _duplicate_names(payload: object) -> list[Fault]:
     return found
 
 
-def _faults(error: ValidationError, model: type[BaseModel], payload: object) -> list[Fault]:
+def model_faults(error: ValidationError, model: type[BaseModel], payload: object) -> list[Fault]:
+    """What pydantic found in a payload of this model, with pointers into the payload as it was sent."""
     found: dict[tuple[str, str], Fault] = {}
     for item in error.errors(include_url=False):
         parts, holder, target = _locate(model, item["loc"])

@@ -117,7 +117,7 @@ class JobRows:
     def job_states(self) -> dict[str, str]:
         """The status of every job by id, oldest first; without the specs, which are most of a row."""
         with self.database.read() as connection:
-            return dict(connection.execute(select(jobs.c.id, jobs.c.status).order_by(jobs.c.id)).tuples().all())
+            return {job_id: status for job_id, status in connection.execute(select(jobs.c.id, jobs.c.status).order_by(jobs.c.id))}
 
     def count_jobs(self) -> dict[str, int]:
         with self.database.read() as connection:
@@ -206,7 +206,7 @@ def request(connection: Connection, job_id: str, action: str, *, mode: str = "gr
     """Note what a user wants of a job: cancel, pause or resume. Raises ``IllegalTransition``."""
     desired, at_once = ASKED[action]
     job = _read(connection, job_id, lock=True)
-    check_request(job.id, _stands(job), action)
+    check_request(job.id, stands(job.status, job.desired_status), action)
     new = job.desired_status != desired or (mode == "now" and job.cancel_mode != "now")
     if job.status in TERMINAL or not new:
         return job
@@ -245,11 +245,11 @@ def set_status(connection: Connection, job: JobRecord, to: str, *, reason: str |
     add_event(connection, job.id, kind="job.status", level=level, message=text, data={"status": to, "from": job.status, "reason": reason})
 
 
-def _stands(job: JobRecord) -> str:
+def stands(status: str, desired: str) -> str:
     """The state that requests are held against: what was asked for last counts, though the scheduler has not seen it yet."""
-    if job.status in ACTIVE and job.desired_status != "running":
-        return {"paused": "pausing", "cancelled": "cancelling"}[job.desired_status]
-    return job.status
+    if status in ACTIVE and desired != "running":
+        return {"paused": "pausing", "cancelled": "cancelling"}[desired]
+    return status
 
 
 def _before_pausing(connection: Connection, job_id: str) -> str:
@@ -286,4 +286,4 @@ def _records(connection: Connection, rows: Sequence[Any]) -> list[JobRecord]:
 
 
 read_job = _read
-__all__ = ["JobRows", "insert_job", "read_job", "request", "set_status", "touch"]
+__all__ = ["JobRows", "insert_job", "read_job", "request", "set_status", "stands", "touch"]

@@ -139,6 +139,8 @@ class MemberRecord:
     steps_total: int
     recorded: bool
     """Whether a record that came with the submission stands for it."""
+    model_sha256: str | None = None
+    """Of the base model's folder as admission found it; None for a hub id and for one with a record."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

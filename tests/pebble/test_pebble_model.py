@@ -11,8 +11,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rollout.chat import ChatFormat
 from services.pebble.build import build
-from services.pebble.mixtures import DEMO
 from services.pebble.measure import measure
+from services.pebble.mixtures import DEMO
 
 FOLDER = Path(__file__).resolve().parents[2] / "deploy" / "models" / "pebble"
 

@@ -186,9 +186,10 @@ def test_drift_becomes_tables_and_a_figure_that_cannot_be_drawn_stops_nothing(ml
     log = RunLog(job[1])
     steps(log, [1])
     log.close()
-    drawn = Figure()
+    broken, drawn = Figure(), Figure()
+    broken.text(0.5, 0.5, r"$\frac{$")
     drawn.add_subplot().plot([0, 1])
-    monkeypatch.setattr(plots, "job_figures", lambda report: {"broken": None, "drift_by_step": drawn})
+    monkeypatch.setattr(plots, "job_figures", lambda report: {"broken": broken, "drift_by_step": drawn})
     sender = send(mlflow_server.url, job, "succeeded")
     client, runs = MlflowClient(mlflow_server.url), runs_of(mlflow_server.url, job)
     assert [item.path for item in client.list_artifacts(runs[""], "figures")] == ["figures/drift_by_step.png"]
