@@ -5,7 +5,7 @@ BIN := .venv/bin
 HOLDFAST_HOME ?= $(CURDIR)/.holdfast
 KEEP ?=
 
-.PHONY: help setup demo up down test test-all lint clean
+.PHONY: help setup demo study-smoke up down test test-all lint clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -18,6 +18,12 @@ demo up down: export HOLDFAST_HOME := $(HOLDFAST_HOME)
 
 demo: setup ## a continual training job through the whole service; KEEP=1 leaves the service running
 	@$(BIN)/holdfast demo $(if $(filter-out 0,$(KEEP)),--keep)
+
+study-smoke: export HOLDFAST_HOME := $(HOLDFAST_HOME)
+
+study-smoke: setup ## a study in miniature: three arms, one order, one seed; its page is .holdfast/studies/smoke/report.html
+	@rm -rf -- "$(HOLDFAST_HOME)/studies/smoke"
+	@$(BIN)/holdfast study run deploy/studies/smoke.yaml --records "$(HOLDFAST_HOME)/studies/smoke/records"
 
 up: setup ## start the service (Ray, API, scheduler, MLflow), with everything it knew before
 	@$(BIN)/holdfast up

@@ -172,6 +172,11 @@ def test_records_carry_a_study_to_another_machine(http, study, store, settings, 
     assert again["counts"] == {"queued": 3, "succeeded": 1} and again["unmatched_records"] == ["plain/ab-9"]
     assert http.get(f"/v1/studies/{again['id']}/records").json()["data"] == [records[0]]
 
+    # the same file with another base model is another run
+    assert len(records[0]["model_sha256"]) == 64
+    other = _submit(http, study, records=[{**records[0], "model_sha256": "0" * 64}])
+    assert other["counts"] == {"queued": 4} and other["unmatched_records"] == ["plain/ab-1"]
+
 
 def test_a_record_that_is_none_is_refused(http, study):
     assert "it has no format, study" in _faults(http, study, records=[{"arm": "a"}])["/records/0"]

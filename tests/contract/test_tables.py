@@ -11,6 +11,7 @@ import yaml
 from cluster.spec import composition, contexts, domains, masks, objectives, teachers
 from cluster.spec.job import JobSpec
 from cluster.spec.recipes import RECIPES, MethodSpec
+from cluster.spec.study import StudySpec, expand
 from rollout.context import CONTEXTS
 from rollout.context.sibling_solution import CHOICES
 from rollout.context.templates import TEMPLATES
@@ -91,3 +92,13 @@ def test_every_shipped_job_file_parses_and_resolves(path):
     job = JobSpec.model_validate(yaml.safe_load(path.read_text()))
     for stage in job.resolved_stages():
         assert bool(stage.composition.terms) != (stage.policy is not None)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "deploy" / "studies").rglob("*.yaml")), ids=lambda path: path.stem)
+def test_every_member_of_a_shipped_study_parses_and_resolves(path):
+    study = StudySpec.model_validate(yaml.safe_load(path.read_text()))
+    members = expand(study)
+    assert len({member.digest for member in members}) == len(members)
+    for arm, order in {(member.arm, member.order): member.document for member in members}:
+        document = next(member.document for member in members if (member.arm, member.order) == (arm, order))
+        assert JobSpec.model_validate(document).resolved_stages()

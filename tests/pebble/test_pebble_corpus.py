@@ -10,7 +10,7 @@ import torch
 from rollout.chat import ChatFormat
 from services.pebble.build import base_corpora, new_model, phase_corpus
 from services.pebble.corpus import corrupt
-from services.pebble.mixtures import DEMO
+from services.pebble.mixtures import DEMO, RIVAL, RIVALS, rival_answer
 from services.pebble.tokenizer import save_tokenizer
 from services.pebble.train import accumulate, chunks, completion_losses, learning_rate, padded
 
@@ -112,3 +112,20 @@ def test_phases_fill_the_steps_with_problems_of_their_own(chat):
     firsts = [chat.decode(corpus.batch(50)[0][0]) for corpus, _ in corpora]
     assert firsts[0] != firsts[1]
     assert sum(phase.share for phase in DEMO.phases) == pytest.approx(1.0)
+
+
+def test_a_rival_answer_is_what_another_operation_gives():
+    generator = random.Random(0)
+    problem = RIVAL.domains(3)["sort"].problem("train", 0)
+    text = problem.messages[0]["content"].removeprefix("sort: ")
+    given = {rival_answer(problem, generator) for _ in range(200)}
+    assert given == {text[::-1], text[1:] + text[:1], "".join(text[i : i + 2][::-1] for i in range(0, len(text), 2))} - {problem.solution}
+    sums = RIVAL.domains(3)["arithmetic"].problem("train", 0)
+    assert sums.solution not in {rival_answer(sums, generator) for _ in range(50)}
+
+
+def test_every_phase_names_every_domain():
+    for mixture in (DEMO, RIVAL):
+        for phase in mixture.phases:
+            assert set(phase.weights) == set(phase.corrupted) == set(mixture.specs)
+    assert {f"{name}-long" for name in RIVALS} < set(RIVAL.specs)

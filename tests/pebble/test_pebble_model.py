@@ -12,9 +12,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from rollout.chat import ChatFormat
 from services.pebble.build import build
 from services.pebble.measure import measure
-from services.pebble.mixtures import DEMO
+from services.pebble.mixtures import DEMO, RIVAL, RIVALS
 
 FOLDER = Path(__file__).resolve().parents[2] / "deploy" / "models" / "pebble"
+RIVALS_FOLDER = FOLDER.with_name("pebble-rivals")
 
 
 @pytest.fixture(scope="module")
@@ -55,9 +56,15 @@ def test_prompts_with_context_fit_the_model():
             assert len(solution_prompt(problem, chat)) + 32 <= 128
 
 
-def test_it_is_a_fair_miniature():
-    rows = measure(FOLDER, DEMO.domains(21), problems=128)
-    assert [row.domain for row in rows] == ["arithmetic", "strings", "tool_call"]
+@pytest.mark.parametrize(
+    ("folder", "mixture", "names"),
+    [(FOLDER, DEMO, ("arithmetic", "strings", "tool_call")), (RIVALS_FOLDER, RIVAL, RIVALS)],
+    ids=["pebble", "pebble-rivals"],
+)
+def test_it_is_a_fair_miniature(folder, mixture, names):
+    """What the study's plan asks of its domains: room to learn, and a teacher."""
+    rows = measure(folder, {name: mixture.domains(21)[name] for name in names}, problems=128, wrong=mixture.wrong)
+    assert [row.domain for row in rows] == list(names)
     for row in rows:
         assert 0.25 <= row.plain <= 0.75, row
         assert row.with_solution - row.plain >= 0.15, row

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from conftest import job_spec
 
 from cluster.errors import Conflict, IllegalTransition, NotFound
 from cluster.spec.study import StudySpec, expand
 from services.jobs.study_rows import NewMember
+from tests.store.conftest import job_spec
 
 BASE = {
     "name": "base",
