@@ -9,8 +9,9 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+from collections import Counter
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
@@ -20,6 +21,11 @@ from cluster.spec.job import JobSpec
 
 MAX_MEMBERS = 2000
 ALL_STAGES = "*"
+OBJECTS = ("evaluation", "labels")
+"""Fields of a job file that every member adds to, so that an arm may only set them to an object."""
+
+Seed = Annotated[int, Field(ge=0, lt=2**31)]
+"""As ``JobSpec.seed``."""
 
 FIGURES: dict[str, str] = {
     "gain": "mean over stages of the own domains' score after the stage minus before it",
@@ -42,7 +48,7 @@ FIGURES: dict[str, str] = {
     "truncation_rate": "mean over the trained domains of the last row's share of completions at the limit",
     "collapse_warnings": "number of collapse warnings raised",
     "amplification_warnings": "those of them about amplified format tokens or n-grams",
-    "collapsed_stages": "share of stages that end below half of their own best score, or below half of where they began",
+    "collapsed_stages": "share of stages that end below half of their own best score, of where they began, or of the base's score; stages that a run which failed by its method never ended count too",
 }
 """Figures of one member that a hypothesis may compare, in words; ``services/evaluation/studies/member_figures.py`` computes them."""
 
@@ -61,17 +67,23 @@ class Order(Spec):
     """A sequence of the base job's stages."""
 
     name: Name
-    stages: tuple[Name, ...] = Field(min_length=1, description="names of the base job's stages, each at most once")
-    seeds: tuple[int, ...] = Field(min_length=1, description="one run of every arm for each")
+    stages: tuple[Name, ...] = Field(min_length=1, max_length=64, description="names of the base job's stages, each at most once")
+    seeds: tuple[Seed, ...] = Field(min_length=1, max_length=MAX_MEMBERS, description="one run of every arm for each")
     priority: int = Field(0, ge=0, le=99, description="added to an arm's")
+    setup: tuple[Name, ...] = Field((), description="those of the stages that only prepare something, such as a recording: they count in no figure")
 
     @model_validator(mode="after")
     def _once(self) -> Order:
         for field in ("stages", "seeds"):
             values = getattr(self, field)
-            for value in values:
-                if values.count(value) > 1:
-                    raise ValueError(f"{field} has {value!r} more than once")
+            repeated = next((value for value, count in Counter(values).items() if count > 1), None)
+            if repeated is not None:
+                raise ValueError(f"{field} has {repeated!r} more than once")
+        for name in self.setup:
+            if name not in self.stages:
+                raise ValueError(f"setup has {name!r}, which is not among the order's stages {', '.join(self.stages)}")
+        if set(self.setup) == set(self.stages):
+            raise ValueError("setup has every stage of the order; one at least must count")
         return self
 
 
@@ -210,6 +222,8 @@ def _set(document: dict[str, Any], path: str, value: Any, pointer: str) -> None:
     parts = path.split(".")
     if parts == ["stages"] or parts[0] in ("seed", "name"):
         raise OverrideFault(pointer, f"{path!r} cannot be set by an arm: stages are chosen by orders, seeds and names by the study; set stages.<name>.<field>")
+    if len(parts) == 1 and parts[0] in OBJECTS and not isinstance(value, dict):
+        raise OverrideFault(pointer, f"{path!r} is {json.dumps(value)[:60]}; allowed is an object")
     if parts[0] != "stages":
         _descend(document, parts, value, path, pointer)
         return

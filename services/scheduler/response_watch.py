@@ -70,13 +70,21 @@ class ResponseWatch:
         known = len(found)
         found |= {name: result.first.head(BASE_COMPLETIONS) for name, result in scored.items() if name not in found}
         missing = [name for name in self._evaluator.names if name not in found]
-        if missing and engines_hold_base and self._spec.when != "never":
-            found |= self._evaluator.sample(missing, self._spec.problems)
+        if missing and engines_hold_base:
+            found |= self._sampled(missing)
         if len(found) > known:
             self._write(path, found)
         self._base = found
         if self._spec.when != "never" and len(self._evaluator.names) > 1 and not (self._run_dir / DISTANCES_FILE).exists():
             self._measure_distances()
+
+    def _sampled(self, missing: list[str]) -> dict[str, FirstCompletions]:
+        """As many of the stages' own domains as a base evaluation would have given: the collapse watch must not depend on who
+        scored the base. Of the others what drift is measured on."""
+        own = {part.name for stage in self._job.stages for part in own_domains(stage)}
+        found = self._evaluator.sample([name for name in missing if name in own], BASE_COMPLETIONS)
+        others = [name for name in missing if name not in own]
+        return found | (self._evaluator.sample(others, self._spec.problems) if others and self._spec.when != "never" else {})
 
     def base_completions(self, names: list[str]) -> dict[str, FirstCompletions] | None:
         """The base's answers on some domains; None where one has none."""

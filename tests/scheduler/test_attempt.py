@@ -9,7 +9,8 @@ from types import SimpleNamespace
 import pytest
 
 from cluster.errors import HoldfastError
-from services.scheduler.attempt import check_data_files
+from services.jobs.model_files import folder_sha256
+from services.scheduler.attempt import Attempt, check_data_files, check_model_folders
 from services.scheduler.progress import Cursor, Progress
 from services.scheduler.ranks import Ranks
 from services.scheduler.train_function import JobRun
@@ -25,6 +26,49 @@ def test_a_data_file_that_changed_since_submission_is_refused(tmp_path):
     with pytest.raises(HoldfastError, match=r"a\.jsonl.*not the one that was submitted") as raised:
         check_data_files(resolved)
     assert raised.value.reason == "dataset_changed"
+
+
+def _model(folder: Path) -> Path:
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    (folder / "model.safetensors").write_bytes(b"old weights")
+    return folder
+
+
+@pytest.mark.parametrize("changed", ["base", "other", "embedding"])
+def test_a_model_folder_that_changed_since_submission_is_refused(tmp_path, changed):
+    folders = {name: _model(tmp_path / name) for name in ("base", "other", "embedding")}
+    resolved = {
+        "model_path": str(folders["base"]),
+        "model_sha256": folder_sha256(folders["base"]),
+        "teachers": {"models/other": str(folders["other"])},
+        "teacher_sha256": {"models/other": folder_sha256(folders["other"])},
+        "embedding": {"model_path": str(folders["embedding"]), "model_sha256": folder_sha256(folders["embedding"])},
+    }
+    check_model_folders(resolved)
+    check_model_folders({"model_revision": "abc", "teacher_revisions": {"hub/id": "abc"}, "embedding": {"model_revision": "abc"}})
+    (folders[changed] / "model.safetensors").write_bytes(b"new weights")
+    with pytest.raises(HoldfastError, match=f"{changed}.*not the one that was submitted") as raised:
+        check_model_folders(resolved)
+    assert raised.value.reason == "model_changed"
+    for file in folders[changed].iterdir():
+        file.unlink()
+    folders[changed].rmdir()
+    with pytest.raises(HoldfastError, match=f"{changed}.*not the one that was submitted"):
+        check_model_folders(resolved)
+
+
+def test_an_attempt_refuses_a_changed_base_model_before_it_reserves_anything(tmp_path, monkeypatch):
+    import ray
+
+    folder = _model(tmp_path / "base")
+    attempt = object.__new__(Attempt)
+    attempt.settings = SimpleNamespace(database="sqlite:///store.db")
+    attempt.resolved = {"model_path": str(folder), "model_sha256": "0" * 64}
+    monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True}])
+    with pytest.raises(HoldfastError) as raised:
+        attempt.run()
+    assert raised.value.reason == "model_changed"
 
 
 @pytest.mark.parametrize(("kind", "steps_since", "commits"), [("stage", 0, []), ("resume", 0, ["stage"]), ("stage", 1, ["stage"]), (None, 0, ["stage"])])

@@ -231,7 +231,7 @@ def test_a_base_that_was_recorded_before_is_sampled_while_the_engines_hold_it_an
     world = World(tmp_path / "one", job())
     (tmp_path / "one").mkdir()
     world.watch.base_row({}, engines_hold_base=True)
-    assert world.engine.requests == 3 * PROBES and (tmp_path / "one" / PROBES_FILE).exists()
+    assert world.engine.requests == 2 * 6 + PROBES and (tmp_path / "one" / PROBES_FILE).exists()
     late = World(tmp_path / "two", job())
     (tmp_path / "two").mkdir()
     late.watch.base_row({}, engines_hold_base=False)
@@ -281,3 +281,13 @@ def test_the_collapse_watch_counts_from_the_bases_answers_of_the_stages_domains(
 def test_base_answers_are_in_the_mixtures_proportion():
     assert shares({"own": (0.9, 500), "replayed": (0.1, 500)}) == {"own": 500, "replayed": 56}
     assert shares({"own": (3.0, 6), "other": (1.0, 100)}) == {"own": 6, "other": 2}
+
+
+def test_the_bases_answers_do_not_depend_on_who_scored_it(tmp_path):
+    """Members of a study that take over another's base scores watch for amplification with as many answers."""
+    scored, shared = World(tmp_path / "scored", job()), World(tmp_path / "shared", job())
+    scored.base_row()
+    shared.watch.base_row({}, engines_hold_base=True)
+    for name in NAMES[:2]:  # the third is a suite, which no stage watches
+        mine, others = (world.watch.base_completions([name])[name].token_ids for world in (scored, shared))
+        assert len(mine) > PROBES and [ids.tolist() for ids in mine] == [ids.tolist() for ids in others]

@@ -22,7 +22,7 @@ STAGE = {"domain": {"kind": "arithmetic"}, "method": {"recipe": "grpo"}, "steps"
 STUDY = {
     "name": "s",
     "base": {"name": "base", "model": {"path": "m"}, "stages": [{"name": "sums", **STAGE}]},
-    "arms": [{"name": "a"}, {"name": "b", "set": {"defaults.problems_per_step": 4}}],
+    "arms": [{"name": "a"}, {"name": "b", "set": {"defaults.problems_per_step": 4}}, {"name": "c", "set": {"defaults.problems_per_step": 2}}],
 }
 
 
@@ -45,8 +45,14 @@ class Chat:
 
 
 class Verifiers:
+    """The first ``num_failing`` verdicts are failures of the verifier."""
+
+    def __init__(self, num_failing=0):
+        self._num_failing = num_failing
+
     def verify(self, tasks):
-        return [Verdict(score=float(text == problem.solution), passed=text == problem.solution) for _, problem, text in tasks]
+        found = [Verdict(score=float(text == problem.solution), passed=text == problem.solution) for _, problem, text in tasks]
+        return [Verdict(score=0.0, error="timeout")] * self._num_failing + found[self._num_failing :]
 
 
 class Counting(ScriptedEngine):
@@ -87,21 +93,21 @@ def _members(store, **resolved):
     return store.study_members(record.id)
 
 
-def _score_base(store, job_id, folder, *, seed=7, measured_on="cpu/float32"):
+def _score_base(store, job_id, folder, *, seed=7, measured_on="cpu/float32", num_failing=0):
     """Row 0 of a job; the number of problems that its engine was asked."""
     epoch = store.acquire_lease("me", 60.0)
     attempt = store.start_attempt(job_id, epoch=epoch)
     store.release_lease("me", epoch)
     folder.mkdir()
     engine, log = Counting(), RunLog(folder)
-    evaluator = Evaluator(engine, Verifiers(), Chat(), {"sums": Numbers()}, {"sums": 8}, EngineSampling(temperature=1.0, top_p=1.0, max_tokens=4), seed)
+    evaluator = Evaluator(engine, Verifiers(num_failing), Chat(), {"sums": Numbers()}, {"sums": 8}, EngineSampling(temperature=1.0, top_p=1.0, max_tokens=4), seed)
     evaluations = Evaluations(evaluator, Link(AttemptCalls(store), attempt.id), log, measured_on=measured_on)
     evaluations.boundary(0, None, 0)
     return engine.asked
 
 
 def test_the_second_member_takes_the_scores_of_the_first(store, tmp_path):
-    first, second = _members(store)
+    first, second, _ = _members(store)
     assert _score_base(store, first.job_id, tmp_path / "one") == 8
     assert _score_base(store, second.job_id, tmp_path / "two") == 0
     theirs, ours = (store.list_evaluations(member.job_id)[0] for member in (first, second))
@@ -114,7 +120,18 @@ def test_the_second_member_takes_the_scores_of_the_first(store, tmp_path):
 
 @pytest.mark.parametrize("change", [{"seed": 8}, {"measured_on": "cuda/bfloat16"}])
 def test_other_problems_and_other_devices_are_scored_anew(store, tmp_path, change):
-    first, second = _members(store)
+    first, second, _ = _members(store)
     _score_base(store, first.job_id, tmp_path / "one")
     assert _score_base(store, second.job_id, tmp_path / "two", **change) == 8
     assert store.list_events(second.job_id, kinds=["evaluation.shared"]) == []
+
+
+def test_scores_with_failures_of_the_verifier_are_not_shared_and_the_next_whole_ones_are(store, tmp_path):
+    members = _members(store)
+    asked = [_score_base(store, member.job_id, tmp_path / member.arm, num_failing=failing) for member, failing in zip(members, (1, 0, 0), strict=True)]
+    assert asked == [8, 8, 0]
+    assert [store.list_evaluations(member.job_id)[0].mean for member in members] == [0.375, 0.5, 0.5]
+    (shared,) = store.list_events(members[2].job_id, kinds=["evaluation.shared"])
+    assert shared.data["job"] == members[1].job_id
+    completed = [store.list_events(member.job_id, kinds=["evaluation.completed"])[0] for member in members[:2]]
+    assert [event.data["verifier_errors"] for event in completed] == [1, 0]

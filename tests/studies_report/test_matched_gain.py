@@ -30,10 +30,10 @@ def test_drift_is_read_off_where_the_path_first_gets_there():
     assert drift_at_gain(path, 0.41) is None
 
 
-def test_the_level_is_what_both_reached():
-    slow, fast = _run(0.3, 0.6, (0.01, 0.03)), _run(0.4, 0.5, (0.04, 0.06))  # gains 0.1, 0.4 and 0.2, 0.3: level 0.3
+def test_the_level_is_nine_tenths_of_what_both_reached():
+    slow, fast = _run(0.3, 0.6, (0.01, 0.03)), _run(0.4, 0.5, (0.04, 0.06))  # gains 0.1, 0.4 and 0.2, 0.3: level 0.27
     found = matched_gain(slow, fast)
-    assert found.one == pytest.approx(0.01 + 0.02 * 0.2 / 0.3) and found.other == pytest.approx(0.06)
+    assert found.one == pytest.approx(0.01 + 0.02 * 0.17 / 0.3) and found.other == pytest.approx(0.04 + 0.02 * 0.7)
     assert (found.num_stages, found.num_left_out) == (1, 1)  # the second stage gained 0.01 in both
     swapped = matched_gain(fast, slow)
     assert (swapped.one, swapped.other) == (found.other, found.one)
@@ -41,9 +41,14 @@ def test_the_level_is_what_both_reached():
 
 def test_a_stage_that_one_run_did_not_learn_is_left_out():
     found = matched_gain(_run(0.3, 0.6, (0.01, 0.03), second_end=0.5), _run(0.1, 0.2, (0.04, 0.06), second_end=0.5))
-    assert (found.num_stages, found.num_left_out) == (1, 1) and found.one == found.other == pytest.approx(0.08)
+    assert (found.num_stages, found.num_left_out) == (1, 1) and found.one == found.other == pytest.approx(0.9 * 0.08)
     nothing = matched_gain(_run(0.1, 0.1, (0.1, 0.1)), _run(0.1, 0.1, (0.1, 0.1)))
     assert (nothing.one, nothing.other, nothing.num_left_out) == (None, None, 2)
+
+
+def test_a_gain_within_the_noise_is_left_out():
+    found = matched_gain(*[_run(0.25, 0.31, (0.01, 0.03))] * 2)  # 0.9 x 0.11 is below 0.1
+    assert (found.num_stages, found.num_left_out) == (0, 2)
 
 
 def test_at_the_same_steps():

@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 
 from cluster.spec.study import FIGURES, expand
+from services.evaluation.plots.runs import run_of_report
 from services.evaluation.studies import member_figures
+from services.evaluation.studies.member_figures import figures_of_run
 from tests.studies_report.made_records import answers, made_record, made_report, made_study, point
 
 STAGES = [{"name": name, "domains": [name], "steps": 60} for name in ("arithmetic", "strings", "tool_call")]
@@ -112,6 +114,31 @@ def test_a_stage_that_ends_below_half_of_its_best_inside_score_collapsed(study):
     means = [*MEANS[:2], [0.7, 0.44, 0.25, 0.6], MEANS[3]]
     assert _figures(study, means=means, during=during)["collapsed_stages"] == pytest.approx(2 / 3)  # 0.44 < 0.9 / 2
     assert _figures(study, means=means, during=[])["collapsed_stages"] == pytest.approx(1 / 3)
+
+
+def test_a_collapse_that_lasts_counts_in_every_stage(study):
+    dead = [MEANS[0], *[[0.0] * 4] * 3]
+    assert _figures(study, means=dead, during=[])["collapsed_stages"] == 1.0
+    assert _figures(study, means=dead, during=[])["backward_transfer"] == 0.0  # why the average score stands beside it
+
+
+def test_a_run_that_failed_by_its_method_collapsed_where_it_has_no_row(study):
+    report = made_report(STAGES, DOMAINS, MEANS[:2], during=[], parameters=[], responses=[], warnings=[])
+    record = made_record(study, expand(study)[0], report, status="failed")
+    assert member_figures({**record, "reason": "non_finite_loss"}, study)["collapsed_stages"] == pytest.approx(2 / 3)
+    assert member_figures({**record, "reason": "learner_died"}, study)["collapsed_stages"] is None
+
+
+def test_a_stage_that_prepares_counts_in_no_figure():
+    stages = [{"name": "recorded", "domains": ["recorded"], "steps": 60}, *STAGES[:2]]
+    means = [[0.2, 0.4, 0.2, 0.5], [0.2, 0.4, 0.2, 0.5], [0.6, 0.3, 0.6, 0.6], [0.5, 0.8, 0.5, 0.7]]
+    report = made_report(stages, ["arithmetic", "strings", "recorded", "suite-0"], means, during=[], parameters=[point(1, 60, 0.03, 0.02), point(2, 60, 0.05, 0.04)], responses=[])
+    run = run_of_report(report, arm="a", order="o", seed=1, setup=("recorded",))
+    found = figures_of_run(run)
+    assert found["gain"] == pytest.approx((0.4 + 0.5) / 2) and found["first_stage_gain"] == pytest.approx(0.4)
+    assert found["backward_transfer"] == pytest.approx(-0.1) and found["stage_drift"] == pytest.approx(0.03)
+    assert found["out_of_domain_change"] == pytest.approx(0.2)  # suite-0 alone: "recorded" holds the problems of a stage
+    assert figures_of_run(run_of_report(report, arm="a", order="o", seed=1))["out_of_domain_change"] == pytest.approx(0.2)
 
 
 def test_a_replayed_domain_is_not_the_stages_own(study):

@@ -62,6 +62,19 @@ def test_small_studies_are_drawn_too(arms, stages, seeds):
     assert "score_by_stage" in _drawn(figures) and ("hypotheses" in figures) == (arms > 1)
 
 
+@pytest.mark.parametrize("title", [r"rate $\lr$", "costs $5, not $6", r"\$1 _x_ ^2"])
+def test_the_title_of_an_arm_is_no_formula(title):
+    study = made_study(arms=2, stages=2, seeds=2, hypotheses=({**HYPOTHESIS, "arm": "arm-0", "against": "arm-1"},))
+    arms = [arm.model_copy(update={"title": title}) if arm.name == "arm-0" else arm for arm in study.arms]
+    study = study.model_copy(update={"arms": arms})
+    figures = study_figures(build_study_report(study, simulated_records(study)))
+    drawn = _drawn(figures)
+    assert {"hypotheses", "score_by_stage", "similarity_by_stage", "retention", "gain_and_retention", "forgetting_by_distance"} <= set(drawn)
+    for figure in figures.values():
+        shown = [text for text in figure.findobj(lambda item: hasattr(item, "get_parse_math")) if title in text.get_text()]
+        assert shown and not any(text.get_parse_math() for text in shown)
+
+
 def test_a_study_without_records_has_its_hypotheses_alone():
     study = made_study(hypotheses=(HYPOTHESIS,))
     assert list(_drawn(study_figures(build_study_report(study, [])))) == ["hypotheses"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from services.evaluation.plots.intervals import mean_interval
+from services.evaluation.plots.intervals import mean_interval, stratified_interval
 from services.evaluation.studies.hypotheses import judge, sign_flip_p, verdicts
 from tests.studies_report.made_records import made_study
 
@@ -75,6 +75,21 @@ def test_sign_flips_by_hand():
     assert sign_flip_p([1.0, 1.0, 1.0]) == 0.25 and sign_flip_p([1.0, 2.0, -1.0]) == 0.75 and sign_flip_p([0.0, 0.0]) == 1.0
     assert sign_flip_p([0.1] * 14) == 2 / 2**14
     assert 1e-4 <= sign_flip_p([0.1] * 15) <= 6e-4  # drawn: 2 / 2^15 is expected
+
+
+def test_orders_weigh_the_same_and_their_difference_is_no_noise():
+    found = stratified_interval([[0.1, 0.2, 0.3, 0.2], [0.6, 0.8]])
+    # means 0.2 and 0.7; squares within 0.02 + 0.02 over 4 degrees of freedom; t(0.975, 4) = 2.7764
+    half = 2.776445 * (0.01 * (1 / 4 + 1 / 2)) ** 0.5 / 2
+    assert found == {"mean": pytest.approx(0.45), "low": pytest.approx(0.45 - half, abs=1e-6), "high": pytest.approx(0.45 + half, abs=1e-6), "n": 6}
+    assert stratified_interval([[0.1, 0.4, 0.2]]) == pytest.approx(mean_interval([0.1, 0.4, 0.2]))
+    assert stratified_interval([[0.1], [0.4]]) == {"mean": 0.25, "low": None, "high": None, "n": 2}
+
+
+def test_equal_values_of_few_pairs_show_nothing():
+    same = {"arm-0": (0.0, 0.0, 0.0), "arm-1": (0.25, 0.25, 0.25), "arm-2": (0.0, 0.0, 0.0)}
+    (found,) = _verdicts(_claim("a", "higher"), gains=same)
+    assert found["verdict"] == "not_seen" and found["difference"]["low"] == found["difference"]["high"] == 0.25
 
 
 def test_an_interval_needs_two_values():

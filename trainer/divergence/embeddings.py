@@ -67,13 +67,14 @@ class SentenceEmbedder:
 
 
 def cosines(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """[N, H] twice -> [N], pair by pair."""
+    """[N, H] twice -> [N], pair by pair. An empty text may have a zero embedding: two of them are alike (1), one is like no other (0)."""
     if first.shape != second.shape:
         raise ValueError(f"embeddings of {first.shape} and {second.shape} are no pairs")
+    empty = [np.linalg.norm(side, axis=1) == 0.0 for side in (first, second)]
     lengths = np.linalg.norm(first, axis=1) * np.linalg.norm(second, axis=1)
-    if (lengths == 0.0).any():
-        raise ValueError(f"embedding {int(np.argmin(lengths))} is zero and has no direction")
-    return np.clip((first * second).sum(axis=1) / lengths, -1.0, 1.0)  # rounding may leave the range
+    lengths[lengths == 0.0] = 1.0
+    found = np.clip((first * second).sum(axis=1) / lengths, -1.0, 1.0)  # rounding may leave the range
+    return np.where(empty[0] & empty[1], 1.0, found)
 
 
 def quartiles(values: np.ndarray) -> tuple[float, float, float]:

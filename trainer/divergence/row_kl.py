@@ -32,6 +32,10 @@ class RowKL:
     second_entropies: Tensor
 
 
+FAR = 20.0
+"""Nats: float32 overflows at 88."""
+
+
 @torch.no_grad()
 def row_kl(first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor], token_ids: Tensor, *, temperature: float = 1.0) -> RowKL:
     """``first`` and ``second`` are (hidden [R, H], head [V, H]) of models with one vocabulary; ``token_ids`` int64 [R]."""
@@ -52,9 +56,16 @@ def _chunk(log_p: Tensor, log_q: Tensor, tokens: Tensor) -> tuple[Tensor, ...]:
     p, q = normalise(log_p, torch.empty_like(log_p)), normalise(log_q, torch.empty_like(log_q))
     gap = log_p - log_q
     return (
-        (p * (gap + torch.expm1(-gap))).sum(-1),
-        (q * (torch.expm1(gap) - gap)).sum(-1),
+        _terms(p, q, gap).sum(-1),
+        _terms(q, p, -gap).sum(-1),
         log_p.gather(1, tokens[:, None])[:, 0],
         log_q.gather(1, tokens[:, None])[:, 0],
         -(q * log_q).sum(-1),
     )
+
+
+def _terms(p: Tensor, q: Tensor, gap: Tensor) -> Tensor:
+    """p (gap + exp(-gap) - 1) = p gap + q - p, each at least 0; gap = log p - log q. The first form keeps its digits where p and
+    q are close; where exp(-gap) would overflow the second has nothing to lose."""
+    far = gap < -FAR
+    return torch.where(far, p * gap + (q - p), p * (gap + torch.expm1(-gap.clamp(min=-FAR))))

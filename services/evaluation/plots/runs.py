@@ -6,7 +6,7 @@ stage j is trained between row j and row j + 1.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
@@ -21,6 +21,13 @@ class Run:
     seed: int
     report: Mapping[str, Any]
     own: tuple[tuple[str, ...], ...]
+    setup: frozenset[str] = frozenset()
+    """Domains of stages that only prepare something; such a stage has no own domains and counts in no figure."""
+
+    @property
+    def counted(self) -> list[int]:
+        """Stages that count, by index."""
+        return [stage for stage, names in enumerate(self.own) if names]
 
     @property
     def stages(self) -> list[Mapping[str, Any]]:
@@ -100,8 +107,13 @@ class Run:
         return None if watch is None else [item for item in watch.get("warnings") or [] if item.get("raised")]
 
 
-def run_of_report(report: Mapping[str, Any], *, arm: str, order: str, seed: int) -> Run | None:
-    """None where the report has no stage. Its ``domains`` are the stages' own ones; replayed ones stand beside them."""
-    if not report.get("stages"):
+def run_of_report(report: Mapping[str, Any], *, arm: str, order: str, seed: int, setup: Sequence[str] = ()) -> Run | None:
+    """None where the report has no stage. Its ``domains`` are the stages' own ones; replayed ones stand beside them. ``setup``
+    names the stages that count in no figure."""
+    stages = report.get("stages")
+    if not stages:
         return None
-    return Run(arm, order, seed, report, tuple(tuple(stage["domains"]) for stage in report["stages"]))
+    own = tuple(() if stage["name"] in setup else tuple(stage["domains"]) for stage in stages)
+    trained = {name for of_stage in own for name in of_stage}
+    prepared = {name for stage in stages if stage["name"] in setup for name in stage["domains"]}
+    return Run(arm, order, seed, report, own, frozenset(prepared - trained))

@@ -1,14 +1,17 @@
 """What a study expected, against what its finished members show.
 
-Every hypothesis is paired by (order, seed): the figure of ``arm`` minus that of ``against`` (or minus 0). The verdict is by the
-95 % t interval of the mean difference against the margin that was written down before the runs:
+Every hypothesis is paired by (order, seed): the figure of ``arm`` minus that of ``against`` (or minus 0). The difference is the mean
+of the orders' means (an order with more seeds weighs no more: what differs between orders is no noise), its 95 % t interval is by
+the variance within orders. The verdict is by that interval against the margin that was written down before the runs:
 
     expect          seen                     contradicted              otherwise
     higher          low > margin             high < -margin            not_seen
     lower           high < -margin           low > margin              not_seen
     similar         within +- margin         wholly outside of it      not_seen
 
-``no_data`` with fewer than two pairs. The p-value is that of an exact sign-flip test, Holm-adjusted over all hypotheses with data.
+``no_data`` where there is no interval (fewer than two pairs in any order). Fewer than MIN_WITHOUT_SPREAD pairs that are all equal are
+``not_seen``: their interval has no width, which says nothing. The p-value is that of an exact sign-flip test on the same mean,
+Holm-adjusted over all hypotheses with data.
 
 Invariant: a pair counts where both members are whole; the others are counted by what became of them, never dropped silently.
 """
@@ -22,7 +25,7 @@ import numpy as np
 
 from cluster.spec.study import Hypothesis, StudySpec
 from services.evaluation.paired import NUM_PERMUTATIONS, TOLERANCE, holm
-from services.evaluation.plots.intervals import mean_interval
+from services.evaluation.plots.intervals import stratified_interval
 from services.evaluation.plots.runs import Run
 from services.evaluation.retention import BOOTSTRAP_SEED
 from services.evaluation.studies.matched_gain import matched_gain
@@ -30,6 +33,7 @@ from services.evaluation.studies.members import Key, words_of
 
 MAX_EXACT = 14
 """Differences: 2^14 sign patterns are looked at one by one; of more differences NUM_PERMUTATIONS drawn ones."""
+MIN_WITHOUT_SPREAD = 5
 VERDICTS = ("seen", "not_seen", "contradicted", "no_data")
 Figures = Mapping[Key, Mapping[str, float | None]]
 
@@ -60,20 +64,26 @@ def _verdict(hypothesis: Hypothesis, planned: Sequence[Key], figures: Figures, r
             left_out += [words_of(key) for key, value in zip(keys, values, strict=True) if value is None]
             continue
         pairs.append({"order": order, "seed": seed, "arm": values[0], "against": values[1] if len(values) > 1 else 0.0})
-    differences = [pair["arm"] - pair["against"] for pair in pairs]
-    estimate = mean_interval(differences)
-    enough = len(pairs) >= 2
+    by_order = [[pair["arm"] - pair["against"] for pair in pairs if pair["order"] == order] for order in dict.fromkeys(pair["order"] for pair in pairs)]
+    estimate = stratified_interval(by_order)
+    enough = estimate["low"] is not None
     return {
         **hypothesis.model_dump(mode="json"),
-        "verdict": judge(hypothesis.expect, hypothesis.margin, estimate["low"], estimate["high"]) if enough else "no_data",
+        "verdict": _judged(hypothesis, estimate) if enough else "no_data",
         "difference": {key: estimate[key] for key in ("mean", "low", "high")},
-        "p_value": sign_flip_p(differences) if enough else None,
+        "p_value": sign_flip_p([value / len(group) for group in by_order for value in group]) if enough else None,
         "p_value_holm": None,
         "n": {"pairs": len(pairs), "seeds": len({pair["seed"] for pair in pairs}), "orders": len({pair["order"] for pair in pairs})},
         "pairs": pairs,
         "left_out": sorted(set(left_out)),
         "stages_left_out": stages_left_out,
     }
+
+
+def _judged(hypothesis: Hypothesis, estimate: Mapping[str, Any]) -> str:
+    if estimate["n"] < MIN_WITHOUT_SPREAD and estimate["low"] == estimate["high"]:
+        return "not_seen"
+    return judge(hypothesis.expect, hypothesis.margin, estimate["low"], estimate["high"])
 
 
 def judge(expect: str, margin: float, low: float, high: float) -> str:
@@ -95,7 +105,7 @@ def _matched(keys: Sequence[Key], runs: Mapping[Key, Run]) -> tuple[list[float |
 
 
 def sign_flip_p(differences: Sequence[float]) -> float:
-    """Two-sided p-value of a mean difference of 0 where every sign was a coin; at least 2 / 2^n for n differences."""
+    """Two-sided p-value of a sum of 0 where every sign was a coin; at least 2 / 2^n for n differences (weighted ones too)."""
     known = np.asarray(differences, dtype=np.float64)
     seen = abs(known.sum()) - TOLERANCE * np.abs(known).sum()
     if len(known) <= MAX_EXACT:

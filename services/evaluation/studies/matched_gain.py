@@ -1,10 +1,10 @@
 """Drift of two runs where they have gained the same, and where they have trained as long.
 
 An arm that learns more also moves more; so drift is compared at the own-domain gain that both reached. Per stage the level is
-the smaller of the two runs' best gains; a run's drift there is read off its path (gain, drift) over the stage's evaluations,
+0.9 of the smaller of the two runs' best gains; a run's drift there is read off its path (gain, drift) over the stage's evaluations,
 piecewise linear from (0, 0) at step 0, where the path first gets to the level.
 
-Invariant: swapping the runs swaps the figures. A stage whose level is not above MIN_LEVEL, or where a run has no path, is left out
+Invariant: swapping the runs swaps the figures. A stage whose level is below MIN_LEVEL, or where a run has no path, is left out
 and counted.
 """
 
@@ -17,8 +17,10 @@ from statistics import fmean
 
 from services.evaluation.plots.runs import Run
 
-MIN_LEVEL = 0.02
-"""Own-domain gain in share of problems: below it two runs have nothing in common to be compared at."""
+MIN_LEVEL = 0.1
+"""Own-domain gain in share of problems: below it the gain of a run is mostly the noise of its evaluations."""
+OF_BEST = 0.9
+"""Share of the smaller best gain that is matched: the best itself is reached by chance where a run has levelled out."""
 Path = list[tuple[int, float, float]]
 """(step, gain, drift), by step, from (0, 0, 0)."""
 
@@ -56,8 +58,8 @@ def matched_gain(one: Run, other: Run) -> MatchedDrift:
     """Of two runs of the same order and seed."""
     pairs, left_out = [], 0
     for paths in _paths(one, other):
-        level = min(max((gain for _, gain, _ in path), default=0.0) for path in paths)
-        if level <= MIN_LEVEL:
+        level = OF_BEST * min(max((gain for _, gain, _ in path), default=0.0) for path in paths)
+        if level < MIN_LEVEL:
             left_out += 1
             continue
         pairs.append([drift_at_gain(path, level) for path in paths])
@@ -80,7 +82,7 @@ def matched_steps(one: Run, other: Run) -> MatchedDrift:
 def _paths(one: Run, other: Run) -> list[tuple[Path, Path]]:
     if len(one.stages) != len(other.stages):
         raise ValueError(f"runs of one order have the same stages; these have {len(one.stages)} and {len(other.stages)}")
-    return [(stage_path(one, stage), stage_path(other, stage)) for stage in range(len(one.stages))]
+    return [(stage_path(one, stage), stage_path(other, stage)) for stage in one.counted]
 
 
 def _means(pairs: Sequence[Sequence[float]], left_out: int) -> MatchedDrift:

@@ -11,7 +11,7 @@ from statistics import fmean, median
 
 from cluster.spec.study import FIGURES, StudySpec
 from services.evaluation.plots.runs import Run
-from services.evaluation.studies.members import Record, run_of
+from services.evaluation.studies.members import Record, failed_by_its_method, run_of
 
 AMPLIFICATION_CODES = ("ngrams_amplified", "format_amplified")
 COLLAPSED_SHARE = 0.5
@@ -21,16 +21,19 @@ PAIRWISE = ("drift_at_matched_gain",)
 
 def member_figures(record: Record, study: StudySpec) -> dict[str, float | None]:
     """Every figure of ``FIGURES``; None where it was not measured, for pairwise ones, and for a record of another study."""
-    run = run_of(record) if record["study"] == study.name else None
-    return {name: None for name in FIGURES} if run is None else figures_of_run(run)
+    run = run_of(record, study) if record["study"] == study.name else None
+    return {name: None for name in FIGURES} if run is None else figures_of_run(run, failed_by_its_method(record))
 
 
-def figures_of_run(run: Run) -> dict[str, float | None]:
+def figures_of_run(run: Run, method_failed: bool = False) -> dict[str, float | None]:
+    """``method_failed``: the run ended early because of what was trained, which ``collapsed_stages`` counts."""
     found: dict[str, float | None] = {name: None for name in FIGURES}
-    if run.num_rows > 1:
-        found["first_stage_gain"] = _gain(run, 0)
-    if run.is_whole:
+    if run.counted and run.num_rows > run.counted[0] + 1:
+        found["first_stage_gain"] = _gain(run, run.counted[0])
+    if run.is_whole and run.counted:
         found |= {name: figure(run) for name, figure in OF_WHOLE_RUNS.items()}
+    elif method_failed:
+        found["collapsed_stages"] = _collapsed_stages(run)
     return found
 
 
@@ -43,26 +46,26 @@ def _early_gain(run: Run) -> float | None:
         inside = run.own_inside(stage)
         return inside[0][1] - run.own_score(stage, stage) if inside else None
 
-    return _mean(of_stage(stage) for stage in range(len(run.stages)))
+    return _mean(of_stage(stage) for stage in run.counted)
 
 
 def _backward_transfer(run: Run) -> float | None:
     last = len(run.stages)
-    return _mean(run.own_score(last, stage) - run.own_score(stage + 1, stage) for stage in range(last - 1))
+    return _mean(run.own_score(last, stage) - run.own_score(stage + 1, stage) for stage in run.counted[:-1])
 
 
 def _forgetting(run: Run) -> float | None:
     last = len(run.stages)
-    return _mean(max(run.own_score(row, stage) for row in range(last)) - run.own_score(last, stage) for stage in range(last - 1))
+    return _mean(max(run.own_score(row, stage) for row in range(last)) - run.own_score(last, stage) for stage in run.counted[:-1])
 
 
 def _forward_transfer(run: Run) -> float | None:
-    return _mean(run.own_score(stage, stage) - run.own_score(0, stage) for stage in range(1, len(run.stages)))
+    return _mean(run.own_score(stage, stage) - run.own_score(0, stage) for stage in run.counted[1:])
 
 
 def _out_of_domain_change(run: Run) -> float | None:
     trained, last = set(run.trained), len(run.stages)
-    return _mean(run.score(last, name) - run.score(0, name) for name in run.domains if name not in trained)
+    return _mean(run.score(last, name) - run.score(0, name) for name in run.domains if name not in trained | run.setup)
 
 
 def _response_kl_own(run: Run) -> float | None:
@@ -70,7 +73,7 @@ def _response_kl_own(run: Run) -> float | None:
         entries = {entry["domain"]: entry for entry in run.responses(stage, "stage_end")}
         return _mean(_policy_base(entries.get(name)) for name in run.own[stage])
 
-    return _mean(of_stage(stage) for stage in range(len(run.stages)))
+    return _mean(of_stage(stage) for stage in run.counted)
 
 
 def _response_kl_earlier(run: Run) -> float | None:
@@ -91,14 +94,17 @@ def _response_similarity(run: Run) -> float | None:
 
 
 def _collapsed_stages(run: Run) -> float:
-    """The best score of a stage is over its evaluations inside and its end."""
+    """The best score of a stage is over its evaluations inside and its end. The base's score is looked at because a policy that
+    is dead already begins, peaks and ends a stage at nothing. A stage without its row is one that the run did not survive."""
 
     def collapsed(stage: int) -> bool:
-        end, start = run.own_score(stage + 1, stage), run.own_score(stage, stage)
+        if run.num_rows < stage + 2:
+            return True
+        end, marks = run.own_score(stage + 1, stage), [run.own_score(stage, stage), run.own_score(0, stage)]
         best = max([end, *(score for _, score in run.own_inside(stage))])
-        return end < COLLAPSED_SHARE * best or end < COLLAPSED_SHARE * start
+        return end < COLLAPSED_SHARE * max(best, *marks)
 
-    return fmean(collapsed(stage) for stage in range(len(run.stages)))
+    return fmean(collapsed(stage) for stage in run.counted)
 
 
 def _num_warnings(run: Run, codes: tuple[str, ...] | None = None) -> float | None:
@@ -113,9 +119,9 @@ def _mean(values: Iterable[float | None]) -> float | None:
 
 
 OF_WHOLE_RUNS: dict[str, Callable[[Run], float | None]] = {
-    "gain": lambda run: _mean(_gain(run, stage) for stage in range(len(run.stages))),
-    "last_stage_gain": lambda run: _gain(run, len(run.stages) - 1),
-    "gain_change": lambda run: _gain(run, len(run.stages) - 1) - _gain(run, 0),
+    "gain": lambda run: _mean(_gain(run, stage) for stage in run.counted),
+    "last_stage_gain": lambda run: _gain(run, run.counted[-1]),
+    "gain_change": lambda run: _gain(run, run.counted[-1]) - _gain(run, run.counted[0]),
     "early_gain": _early_gain,
     "average_score": lambda run: _mean(run.score(len(run.stages), name) for name in run.trained),
     "backward_transfer": _backward_transfer,
@@ -123,7 +129,7 @@ OF_WHOLE_RUNS: dict[str, Callable[[Run], float | None]] = {
     "forward_transfer": _forward_transfer,
     "out_of_domain_change": _out_of_domain_change,
     "parameter_drift": lambda run: run.end_drift(len(run.stages) - 1, "base"),
-    "stage_drift": lambda run: _mean(run.end_drift(stage, "start") for stage in range(len(run.stages))),
+    "stage_drift": lambda run: _mean(run.end_drift(stage, "start") for stage in run.counted),
     "spectral_drift": lambda run: run.end_drift(len(run.stages) - 1, "base", "nss_weighted"),
     "response_kl_own": _response_kl_own,
     "response_kl_earlier": _response_kl_earlier,

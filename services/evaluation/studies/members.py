@@ -13,6 +13,8 @@ from cluster.spec.study import Member, StudySpec, expand
 from services.evaluation.plots.runs import Run, run_of_report
 
 RECORD_FORMAT = 1
+METHOD_REASONS = frozenset({"non_finite_loss"})
+"""Reasons of a failed run that are its method's."""
 Key = tuple[str, str, int]
 """Arm, order, seed."""
 Record = Mapping[str, Any]
@@ -30,7 +32,7 @@ def words_of(key: Key) -> str:
 
 def matched_records(study: StudySpec, records: Sequence[Record]) -> tuple[dict[Key, Member], dict[Key, Record], list[str]]:
     """All members, the records that count, and what has to be said about the others. Of several records of one member the
-    first that succeeded counts, or else the last."""
+    last that is a result counts (succeeded, or failed by its method), or else the last."""
     members = {key_of(member): member for member in expand(study)}
     found: dict[Key, Record] = {}
     notes = []
@@ -41,10 +43,11 @@ def matched_records(study: StudySpec, records: Sequence[Record]) -> tuple[dict[K
             notes.append(f"the record of {words_of(key)} is left out: {fault}")
             continue
         if key in found:
-            notes.append(f"{words_of(key)} has more than one record; one that succeeded counts, or else the last")
-            if found[key]["status"] == "succeeded":
+            notes.append(f"{words_of(key)} has more than one record; the last that is a result counts, or else the last")
+            if is_result(found[key]) and not is_result(record):
                 continue
         found[key] = record
+    notes += _other_models(found)
     return members, {key: found[key] for key in members if key in found}, notes + _mixed_problems(found)
 
 
@@ -58,6 +61,16 @@ def _fault(study: StudySpec, member: Member | None, record: Record) -> str | Non
     if record.get("digest") != member.digest:
         return f"its job file has the digest {str(record.get('digest'))[:12]}, the member's is {member.digest[:12]}; run it again or keep the study file that it came from"
     return None
+
+
+def _other_models(found: dict[Key, Record]) -> list[str]:
+    """Take out records of another base model than the newest record's: a base that was built again is another study."""
+    known = {key: record["model_sha256"] for key, record in found.items() if record.get("model_sha256")}
+    newest = max(known, key=lambda key: str(found[key].get("finished_at") or ""), default=None)
+    others = [key for key, digest in known.items() if digest != known[newest]]
+    for key in others:
+        del found[key]
+    return [f"the record of {words_of(key)} is left out: its base model ({known[key][:12]}) is not that of the newest record ({known[newest][:12]})" for key in others]
 
 
 def _mixed_problems(records: Mapping[Key, Record]) -> list[str]:
@@ -75,6 +88,17 @@ def _mixed_problems(records: Mapping[Key, Record]) -> list[str]:
     ]
 
 
-def run_of(record: Record) -> Run | None:
+def run_of(record: Record, study: StudySpec) -> Run | None:
     """The record's run; None where it has no report."""
-    return run_of_report(record.get("report") or {}, arm=record["arm"], order=record["order"], seed=record["seed"])
+    setup = next((order.setup for order in study.all_orders() if order.name == record["order"]), ())
+    return run_of_report(record.get("report") or {}, arm=record["arm"], order=record["order"], seed=record["seed"], setup=setup)
+
+
+def is_result(record: Record) -> bool:
+    """Whether nothing is left to run: it succeeded, or failed by its method."""
+    return record["status"] == "succeeded" or failed_by_its_method(record)
+
+
+def failed_by_its_method(record: Record) -> bool:
+    """Whether a run ended because of what was trained, not because of a machine: that is a result."""
+    return record["status"] == "failed" and record.get("reason") in METHOD_REASONS

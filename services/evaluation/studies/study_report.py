@@ -22,7 +22,7 @@ from services.evaluation.plots.series import all_series
 from services.evaluation.studies.hypotheses import verdicts
 from services.evaluation.studies.matched_gain import matched_gain, matched_steps
 from services.evaluation.studies.member_figures import PAIRWISE, figures_of_run
-from services.evaluation.studies.members import Key, Record, matched_records, run_of, words_of
+from services.evaluation.studies.members import Key, Record, failed_by_its_method, matched_records, run_of, words_of
 
 STUDY_REPORT_FORMAT = 1
 SUCCEEDED = "succeeded"
@@ -31,8 +31,8 @@ SUCCEEDED = "succeeded"
 def build_study_report(study: StudySpec, records: Sequence[Record]) -> dict[str, Any]:
     """The report; ``records`` are the study's records as read from their files, in any number."""
     members, found, notes = matched_records(study, records)
-    runs = {key: run for key, record in found.items() if (run := run_of(record)) is not None}
-    figures = {key: figures_of_run(run) for key, run in runs.items()}
+    runs = {key: run for key, record in found.items() if (run := run_of(record, study)) is not None}
+    figures = {key: figures_of_run(run, failed_by_its_method(found[key])) for key, run in runs.items()}
     if found and not runs:
         notes.append("no record has a report yet")
     return {
@@ -100,10 +100,16 @@ def _row(name: str, arm: str, orders: Sequence[str], order: str | None, figures:
 
 
 def _matched(study: StudySpec, runs: Mapping[Key, Run]) -> list[dict[str, Any]]:
-    """Drift against where a stage began, at matched gain and at matched steps, for every two arms that a hypothesis compares."""
+    """Drift against where a stage began, at matched gain and at matched steps, for every two arms whose drift a hypothesis compares,
+    in that hypothesis's orders."""
     found = []
-    for one, other in dict.fromkeys((item.arm, item.against) for item in study.hypotheses if item.against):
-        pairs = [(run, runs[other, order, seed]) for (arm, order, seed), run in runs.items() if arm == one and (other, order, seed) in runs]
+    compared = {(item.arm, item.against): item.orders for item in study.hypotheses if item.against and "drift" in item.figure}
+    for (one, other), orders in compared.items():
+        pairs = [
+            (run, runs[other, order, seed])
+            for (arm, order, seed), run in runs.items()
+            if arm == one and (other, order, seed) in runs and (orders is None or order in orders)
+        ]
         pairs = [(run, against) for run, against in pairs if run.is_whole and against.is_whole]
         at_gain, at_steps = ([rule(*pair) for pair in pairs] for rule in (matched_gain, matched_steps))
         found.append({"arm": one, "against": other, "at_gain": _pooled(at_gain), "at_steps": _pooled(at_steps), "pairs": [{"order": pair[0].order, "seed": pair[0].seed, "at_gain": asdict(gain), "at_steps": asdict(steps)} for pair, gain, steps in zip(pairs, at_gain, at_steps, strict=True)]})
