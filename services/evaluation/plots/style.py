@@ -2,7 +2,8 @@
 
 Colours are Okabe and Ito's (told apart with every common kind of colour blindness), their yellow, which is lost on white, for a
 dark wine; arms beyond the eighth take them again with a dashed line and another marker. Invariant: no state of matplotlib's is
-touched (no pyplot, no rc parameters); matplotlib is imported inside functions.
+touched (no pyplot, no rc parameters); matplotlib is imported inside functions. Titles of arms are people's words: they are drawn
+as they stand, never parsed as formulas.
 """
 
 from __future__ import annotations
@@ -93,7 +94,7 @@ def tidy(axes) -> None:
 
 
 def panel_title(axes, text: str) -> None:
-    axes.set_title(text, loc="left", fontsize=TEXT, fontweight="bold", color=INK)
+    axes.set_title(text, loc="left", fontsize=TEXT, fontweight="bold", color=INK, parse_math=False)
 
 
 def labels(axes, x: str | None = None, y: str | None = None) -> None:
@@ -117,7 +118,9 @@ def legend(figure, styles: Styles, names: Iterable[str], *, marks: bool = False)
     longest = max(len(styles[name].title) for name in shown)
     fitting = max(1, min(len(shown), int(figure.get_figwidth() * 72 / (longest * 4.9 + 46))))
     columns = math.ceil(len(shown) / math.ceil(len(shown) / fitting))
-    figure.legend(handles=handles, loc="outside lower center", ncols=columns, frameon=False, fontsize=TEXT, handlelength=2.6)
+    drawn = figure.legend(handles=handles, loc="outside lower center", ncols=columns, frameon=False, fontsize=TEXT, handlelength=2.6)
+    for text in drawn.get_texts():
+        text.set_parse_math(False)
 
 
 def counted(series: Sequence[Mapping[str, Any]]) -> str:

@@ -23,6 +23,7 @@ from services.evaluation.studies.text import (
     figure_text,
     machine_text,
     pairs_text,
+    scores_text,
     seconds_text,
     stages_text,
     warnings_text,
@@ -100,7 +101,8 @@ def _summary(hypotheses: Sequence[Mapping[str, Any]]) -> str:
         compared = escape(item["arm"]) + (f" &minus; {escape(item['against'])}" if item["against"] else "")
         left_out = f"<br><small>left out, for the figure is not measured there: {escape(', '.join(item['left_out']))}</small>" if item["left_out"] else ""
         left_out += f"<br><small>{item['stages_left_out']} stages left out: too little gain to be matched</small>" if item["stages_left_out"] else ""
-        rows.append([f"{escape(item['name'])}<br><small>{escape(item['claim'])}</small>", _badge(item["verdict"]), f"{escape(item['figure'])}<br><small>{compared}</small>", escape(expected_text(item)), _number(estimate_text(item["difference"], "+")), f"{figure_text(item['p_value'])}<br><small class=\"number\">Holm {figure_text(item['p_value_holm'])}</small>", escape(pairs_text(item["n"])) + left_out])
+        beside = f"<br>average scores: {escape(scores_text(item))}" if item["average_scores"] else ""
+        rows.append([f"{escape(item['name'])}<br><small>{escape(item['claim'])}</small>", _badge(item["verdict"]), f"{escape(item['figure'])}<br><small>{compared}{beside}</small>", escape(expected_text(item)), _number(estimate_text(item["difference"], "+")), f"{figure_text(item['p_value'])}<br><small class=\"number\">Holm {figure_text(item['p_value_holm'])}</small>", escape(pairs_text(item["n"])) + left_out])
     words = "Hypotheses: mean paired difference with 95 % t interval; p by exact sign flips, below it adjusted by Holm over all hypotheses"
     table = _table(["hypothesis", "verdict", "figure", "expected", "difference", "p", "n"], rows, words)
     return f'<h2>Summary</h2><p class="lead">Of {len(hypotheses)} hypotheses: {", ".join(counts)}.</p>' + table

@@ -19,6 +19,7 @@ Invariant: a pair counts where both members are whole; the others are counted by
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -34,6 +35,8 @@ from services.evaluation.studies.members import Key, words_of
 MAX_EXACT = 14
 """Differences: 2^14 sign patterns are looked at one by one; of more differences NUM_PERMUTATIONS drawn ones."""
 MIN_WITHOUT_SPREAD = 5
+OF_CHANGE = ("backward_transfer", "forgetting")
+"""Figures that are best where nothing was there to be lost: the average score is told beside them."""
 VERDICTS = ("seen", "not_seen", "contradicted", "no_data")
 Figures = Mapping[Key, Mapping[str, float | None]]
 
@@ -63,7 +66,8 @@ def _verdict(hypothesis: Hypothesis, planned: Sequence[Key], figures: Figures, r
         if None in values:
             left_out += [words_of(key) for key, value in zip(keys, values, strict=True) if value is None]
             continue
-        pairs.append({"order": order, "seed": seed, "arm": values[0], "against": values[1] if len(values) > 1 else 0.0})
+        scores = [figures.get(key, {}).get("average_score") for key in keys]
+        pairs.append({"order": order, "seed": seed, "arm": values[0], "against": values[1] if len(values) > 1 else 0.0, "average_scores": scores})
     by_order = [[pair["arm"] - pair["against"] for pair in pairs if pair["order"] == order] for order in dict.fromkeys(pair["order"] for pair in pairs)]
     estimate = stratified_interval(by_order)
     enough = estimate["low"] is not None
@@ -74,10 +78,17 @@ def _verdict(hypothesis: Hypothesis, planned: Sequence[Key], figures: Figures, r
         "p_value": sign_flip_p([value / len(group) for group in by_order for value in group]) if enough else None,
         "p_value_holm": None,
         "n": {"pairs": len(pairs), "seeds": len({pair["seed"] for pair in pairs}), "orders": len({pair["order"] for pair in pairs})},
+        "average_scores": _average_scores(pairs) if hypothesis.figure in OF_CHANGE else None,
         "pairs": pairs,
         "left_out": sorted(set(left_out)),
         "stages_left_out": stages_left_out,
     }
+
+
+def _average_scores(pairs: Sequence[Mapping[str, Any]]) -> list[float] | None:
+    """Of the arm and of the other one, means over the pairs; None where one was not measured."""
+    columns = list(zip(*(pair["average_scores"] for pair in pairs), strict=True))
+    return [fmean(column) for column in columns] if columns and not any(None in column for column in columns) else None
 
 
 def _judged(hypothesis: Hypothesis, estimate: Mapping[str, Any]) -> str:

@@ -78,7 +78,13 @@ def _hypotheses(hypotheses: Sequence[Mapping[str, Any]]) -> str:
         lines.append([item["name"], WORDS[item["verdict"]], f"{item['figure']}: {arms}", estimate_text(item["difference"], "+"), expected_text(item), figure_text(item["p_value"]), figure_text(item["p_value_holm"]), pairs_text(item["n"])])
     left_out = [f"{item['name']} leaves out {', '.join(item['left_out'])} (figure not measured there)" for item in hypotheses if item["left_out"]]
     left_out += [f"{item['name']}: {item['stages_left_out']} stages are left out, where a run gained too little to be matched" for item in hypotheses if item["stages_left_out"]]
+    left_out += [f"{item['name']}: average scores after the last stage {scores_text(item)}" for item in hypotheses if item["average_scores"]]
     return "Hypotheses\n" + table(lines) + "".join(f"\n{line}" for line in left_out)
+
+
+def scores_text(item: Mapping[str, Any]) -> str:
+    """``grpo 0.81, sft 0.60``"""
+    return ", ".join(f"{name} {score:.3f}" for name, score in zip((item["arm"], item["against"]), item["average_scores"], strict=False))
 
 
 def expected_text(item: Mapping[str, Any]) -> str:
@@ -89,18 +95,23 @@ def expected_text(item: Mapping[str, Any]) -> str:
 
 
 def _figures(report: Mapping[str, Any]) -> str:
+    """A table for every order that has a value, and one over those that all arms run in where these are several."""
     tables = {of["figure"]: of["rows"] for of in report["figures"]}
-    several = any(row["order"] is None for row in tables["gain"])
-    wanted = None if several else report["study"]["orders"][0]["name"]
-    rows = {name: {row["arm"]: row for row in tables[name] if row["order"] == wanted} for name in MAIN_FIGURES}
+    blocks = [_figures_of(report, tables, order) for order in (*(order["name"] for order in report["study"]["orders"]), None)]
+    return "\n\n".join(block for block in blocks if block) or "No figure has a value yet."
+
+
+def _figures_of(report: Mapping[str, Any], tables: Mapping[str, Sequence[Mapping[str, Any]]], order: str | None) -> str:
+    rows = {name: {row["arm"]: row for row in tables[name] if row["order"] == order} for name in MAIN_FIGURES}
     shown = [name for name in MAIN_FIGURES if any(row["n"] for row in rows[name].values())]
     if not shown:
-        return "No figure has a value yet."
+        return ""
     lines = [["arm", *shown]]
     for arm in report["study"]["arms"]:
-        cells = [rows[name].get(arm["name"]) for name in shown]
-        lines.append([arm["name"], *("-" if cell is None else f"{estimate_text(cell)} n={cell['n']}" for cell in cells)])
-    return f"Mean over seeds{' and the orders of all arms' if several else f', order {wanted}'} [95% interval]\n" + table(lines)
+        if arm["name"] in rows[shown[0]]:
+            cells = [rows[name][arm["name"]] for name in shown]
+            lines.append([arm["name"], *(f"{estimate_text(cell)} n={cell['n']}" for cell in cells)])
+    return f"Mean over seeds{' and the orders of all arms' if order is None else f', order {order}'} [95% interval]\n" + table(lines)
 
 
 def _matched(matched: Sequence[Mapping[str, Any]]) -> str:
