@@ -7,20 +7,23 @@ study file: in the base job, in the stages of an order, or in the override of an
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from api.record_checks import may_stand_in, record_faults, report_faults
 from api.submission import MAX_FAULTS, Submission, canonical_hash, check_submission
 from cluster.errors import SpecError
 from cluster.spec.job import JobSpec
 from cluster.spec.study import Arm, Member, Order, StudySpec, expand, member_document, set_pointer
-from services.jobs.faults import pointer
-from services.jobs.study_faults import parse_study
-from services.jobs.study_records import record_problem
+from services.jobs.faults import parse_job, pointer
+from services.jobs.input_hashes import input_hashes
+from services.jobs.study_faults import PLACEHOLDER_STAGE, parse_study
 from services.jobs.study_rows import NewMember
 
+OWN = ("name", "seed", "labels")
+"""Fields of a job file in which members differ that are checked once against the machine."""
 Fault = dict[str, str]
 Key = tuple[str, str, str]
 """Of a job's fault wherever its stage stands: the stage's name, the pointer in it (or in the job), the detail."""
@@ -35,7 +38,7 @@ class StudySubmission:
     spec_hash: str
     request_hash: str
     unmatched: tuple[str, ...]
-    """Records that belong to no member, or to one with another base model, as <arm>/<order>-<seed>."""
+    """Records that belong to no member, or to one with another base model or other data, as <arm>/<order>-<seed>."""
 
 
 def check_study(
@@ -54,25 +57,25 @@ def check_study(
     study = parsed.spec
     if study is not None and base_parses:
         faults += [fault for fault in admission.member_faults(study, base_faults) if not parsed.made(fault["pointer"])]
-    faults += [
-        {"pointer": f"/records/{index}", "detail": f"this is no study record: {reason}", "code": "invalid_record"}
-        for index, record in enumerate(records)
-        if (reason := record_problem(record)) is not None
-    ]
+    _refuse(faults + record_faults(records), study)
+    members = expand(study)
+    by_digest = {member.digest: member for member in members}
+    fits = [admission.may_stand_in(record, by_digest.get(record["digest"]), study.name) for record in records]
+    done = {record["digest"]: index for index, (record, fit) in enumerate(zip(records, fits, strict=True)) if fit and record["status"] == "succeeded"}
+    _refuse(report_faults(study, {index: records[index] for index in done.values()}), study)
+    return StudySubmission(
+        spec=study,
+        members=tuple(admission.new_member(member, records[done[member.digest]] if member.digest in done else None) for member in members),
+        spec_hash=canonical_hash(study.model_dump(mode="json", exclude_unset=True)),
+        request_hash=canonical_hash([payload, list(records), list(map(str, folders))]),
+        unmatched=tuple(f"{record['arm']}/{record['order']}-{record['seed']}" for record, fit in zip(records, fits, strict=True) if not fit),
+    )
+
+
+def _refuse(faults: list[Fault], study: StudySpec | None) -> None:
     if faults or study is None:
         count = len(faults)
         raise SpecError(f"the study file has {count} fault{'s' if count != 1 else ''}", details={"faults": faults[:MAX_FAULTS]})
-    members = expand(study)
-    by_digest = {member.digest: member for member in members}
-    fits = [admission.may_stand_in(record, by_digest.get(record["digest"])) for record in records]
-    done = {record["digest"]: record for record, fit in zip(records, fits, strict=True) if fit and record["status"] == "succeeded"}
-    return StudySubmission(
-        spec=study,
-        members=tuple(admission.new_member(member, done.get(member.digest)) for member in members),
-        spec_hash=canonical_hash(study.model_dump(mode="json", exclude_unset=True)),
-        request_hash=canonical_hash([payload, list(records)]),
-        unmatched=tuple(f"{record['arm']}/{record['order']}-{record['seed']}" for record, fit in zip(records, fits, strict=True) if not fit),
-    )
 
 
 class _Admission:
@@ -85,11 +88,12 @@ class _Admission:
         self._checked: dict[str, Submission | list[Fault]] = {}
 
     def check(self, document: Mapping[str, Any]) -> Submission | list[Fault]:
-        """The accepted job, or its faults."""
-        alike = canonical_hash({key: value for key, value in document.items() if key not in ("name", "seed", "labels")})
+        """The accepted job, or its faults, but for its ``OWN`` fields."""
+        shared = {key: value for key, value in document.items() if key not in OWN} | {"name": "member"}
+        alike = canonical_hash(shared)
         if alike not in self._checked:
             try:
-                found = check_submission(self.with_paths(document), base_dir=self._folders[-1], cluster=self._cluster, memo=self._memo)
+                found = check_submission(self.with_paths(shared), base_dir=self._folders[-1], cluster=self._cluster, memo=self._memo)
             except SpecError as error:
                 found = error.details["faults"]
             self._checked[alike] = found
@@ -97,7 +101,7 @@ class _Admission:
 
     def faults_of(self, document: Mapping[str, Any]) -> list[Fault]:
         found = self.check(document)
-        return found if isinstance(found, list) else []
+        return [*_own_faults(document), *(found if isinstance(found, list) else [])]
 
     def parses(self, document: Mapping[str, Any]) -> bool:
         """Whether the document is a job file, whatever this machine lacks."""
@@ -123,18 +127,13 @@ class _Admission:
             seed=member.seed,
             digest=member.digest,
             spec=None if checked is None else JobSpec.model_validate(self.with_paths(member.document)),
-            resolved=None if checked is None else checked.resolved,
+            resolved=None if checked is None else checked.resolved | {"inputs": input_hashes(checked.spec, checked.resolved)},
             record=record,
         )
 
-    def may_stand_in(self, record: Mapping[str, Any], member: Member | None) -> bool:
-        """Whether a record is of a run of this study: of a member's job file, and of the same base model where both are known."""
-        if member is None:
-            return False
-        checked = self.check(member.document)
-        here = checked.resolved.get("model_sha256") if isinstance(checked, Submission) else None
-        there = record.get("model_sha256")
-        return here is None or there is None or here == there
+    def may_stand_in(self, record: Mapping[str, Any], member: Member | None, study: str) -> bool:
+        checked = None if member is None else self.check(member.document)
+        return may_stand_in(record, member, study, checked if isinstance(checked, Submission) else None)
 
     # -- whose fault it is -------------------------------------------------------------------------------------------
 
@@ -145,7 +144,7 @@ class _Admission:
         for order_index, order in enumerate(study.all_orders()):
             of_order = self._faults_by_key(_bare(study, order), order)
             found += [
-                _placed(f"/orders/{order_index}/stages" if study.orders else "/base", fault, f"order {order.name!r}")
+                _placed(_cause_of_order(study, order_index, fault), fault, f"order {order.name!r}")
                 for key, fault in of_order.items()
                 if key not in known
             ]
@@ -166,6 +165,21 @@ class _Admission:
 
     def _faults_by_key(self, document: dict[str, Any], order: Order) -> dict[Key, Fault]:
         return {_key(fault, list(order.stages)): fault for fault in self.faults_of(document)}
+
+
+def _own_faults(document: Mapping[str, Any]) -> Iterator[Fault]:
+    """Faults of the fields by which members may differ although they are checked once."""
+    stand_in = {"model": {"path": "/stand-in"}, "stages": [{"name": "stand-in", **PLACEHOLDER_STAGE}]}
+    try:
+        parse_job({key: document[key] for key in OWN if key in document} | stand_in)
+    except SpecError as error:
+        yield from error.details["faults"]
+
+
+def _cause_of_order(study: StudySpec, order_index: int, fault: Fault) -> str:
+    if fault["pointer"].startswith("/labels"):
+        return "/labels" if study.labels else "/base/labels"
+    return f"/orders/{order_index}/stages" if study.orders else "/base"
 
 
 def _bare(study: StudySpec, order: Order) -> dict[str, Any]:

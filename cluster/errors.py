@@ -72,7 +72,7 @@ class StageError(HoldfastError):
     ``pattern_timeout``, ``pattern_invalid``; a record of rollouts that cannot be replayed: ``replay_missing``, ``replay_damaged``,
     ``replay_problem_missing``, ``replay_prompt_changed``, ``replay_sampling_differs``, ``replay_support_missing``,
     ``replay_too_long``; a given checkpoint that does not fit the model, or is not the one that was submitted: ``policy_unusable``,
-    ``policy_changed``."""
+    ``policy_changed``; a model folder or data file that is not the one that was submitted: ``model_changed``, ``dataset_changed``."""
 
     reason = "stage_failed"
 

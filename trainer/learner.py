@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
+from safetensors import SafetensorError
 from torch import Tensor
 
 from cluster.errors import StageError
@@ -289,6 +290,8 @@ class Learner:
                 pass
         except StageError as error:
             problem = error
+        except (OSError, SafetensorError) as error:  # raised past the vote, it would leave the other ranks waiting in it
+            problem = StageError(f"checkpoint {folder} cannot be read: {type(error).__name__}: {error}", reason="policy_unusable")
         faults = gather_vectors(torch.tensor([float(problem is not None)], device=self.device)).flatten().tolist()
         if any(faults):
             raise problem or StageError(f"checkpoint {folder} cannot be read by rank {faults.index(1.0)}", reason="policy_unusable")

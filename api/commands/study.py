@@ -180,7 +180,7 @@ def records(
 
     with guard(output), client(timeout_s=300.0) as service:
         found = service.study_records(study)
-        written = write_records(found, to)
+        written = write_records(found, to, tell=lambda path: stderr().print(f"a record of another run of this member was moved to {path}", markup=False))
     emit(output, {"records": len(found), "written": [str(path) for path in written]}, lambda: f"{len(found)} records, {len(written)} written under {to}")
 
 

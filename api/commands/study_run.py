@@ -12,9 +12,11 @@ from typing import Annotated, Any
 
 import typer
 
+from api.client import ApiError
 from api.commands import study_file
-from api.commands.console import Exit, Format, Output, client, guard, leave, settings, stderr
+from api.commands.console import BY_STATUS, Exit, Format, Output, client, guard, leave, settings, stderr
 from api.commands.files import Changes
+from api.commands.study_text import unmatched_lines
 
 UNFINISHED = ("queued", "running", "paused")
 StudyFile = Annotated[Path, typer.Argument(help="the study file, YAML or JSON", show_default=False)]
@@ -64,6 +66,8 @@ def run(
 def _begin(service: Any, payload: dict[str, Any], known: list[dict[str, Any]], folders: list[Path]) -> dict[str, Any]:
     """Go on with this very study where the service has it unfinished; otherwise submit it with its records."""
     plan = service.validate_study(payload, records=known, folders=folders)
+    for line in unmatched_lines(plan["unmatched_records"]):
+        stderr().print(line)
     newest = next(iter(service.studies(name=plan["name"], limit=1)["data"]), None)
     if newest is not None and newest["spec_hash"] == plan["spec_hash"] and newest["status"] in UNFINISHED:
         return service.resume_study(newest["id"]) if newest["status"] == "paused" else newest
@@ -81,9 +85,14 @@ def _follow(service: Any, study: str, folder: Path, output: Format, for_minutes:
         nonlocal asked
         if ended:
             _write(service, study, folder)
-        if deadline is not None and not asked and time.monotonic() > deadline:
+        if deadline is not None and not asked and time.monotonic() > deadline and found["status"] not in BY_STATUS:
             asked = True
-            service.pause_study(study)
+            try:
+                service.pause_study(study)
+            except ApiError as error:
+                if error.code != "illegal_transition":
+                    raise
+                return  # the last member has ended since the look
             stderr().print(f"the time is over; members that run are paused at their next step ({found['status']})", markup=False)
 
     return follow(service, study, output, after_each_look)
@@ -92,5 +101,9 @@ def _follow(service: Any, study: str, folder: Path, output: Format, for_minutes:
 def _write(service: Any, study: str, folder: Path) -> None:
     from services.jobs.study_records import write_records
 
-    write_records(service.study_records(study), folder)
+    write_records(service.study_records(study), folder, tell=_tell_replaced)
+
+
+def _tell_replaced(path: Path) -> None:
+    stderr().print(f"a record of another run of this member was moved to {path}", markup=False)
 

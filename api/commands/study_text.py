@@ -27,17 +27,20 @@ def plan_text(title: str, plan: dict[str, Any]) -> Any:
     lines = [
         f"[green]{escape(title)} is valid[/green]: {plan['num_members']} members, {plan['num_recorded']} of them recorded; {plan['total_steps']} steps to run",
         table,
-        *_unmatched(plan["unmatched_records"]),
+        *unmatched_lines(plan["unmatched_records"]),
         *(f"[yellow]warning:[/yellow] {escape(text)}" for text in plan["warnings"]),
     ]
     return Group(*lines)
 
 
-def _unmatched(names: list[str] | None) -> list[str]:
+def unmatched_lines(names: list[str] | None) -> list[str]:
+    """Markup; the names come from files and stand in it as they are."""
+    from rich.markup import escape
+
     if not names:
         return []
-    shown = ", ".join(names[:10]) + (" ..." if len(names) > 10 else "")
-    return [f"[yellow]{len(names)} record(s) belong to no member of this file, or were made with another base model, and are left out:[/yellow] {shown}"]
+    shown = escape(", ".join(names[:10])) + (" ..." if len(names) > 10 else "")
+    return [f"[yellow]{len(names)} record(s) belong to no member of this file, or were made with another base model or other data, and are left out:[/yellow] {shown}"]
 
 
 def studies_table(page: dict[str, Any]) -> Any:
@@ -64,7 +67,7 @@ def study_text(study: dict[str, Any], *, members: bool = True) -> Any:
     from rich.console import Group
     from rich.table import Table
 
-    lines: list[Any] = [f"[bold]{study['name']}[/bold]  {study['id']}  {coloured(study['status'])}: {counts_text(study)}", *_unmatched(study.get("unmatched_records"))]
+    lines: list[Any] = [f"[bold]{study['name']}[/bold]  {study['id']}  {coloured(study['status'])}: {counts_text(study)}", *unmatched_lines(study.get("unmatched_records"))]
     if members and study.get("members") is not None:
         table = Table(box=None, pad_edge=False)
         for name in ("arm", "order", "seed", "status", "steps", "took", "job"):

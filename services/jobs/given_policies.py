@@ -97,7 +97,7 @@ def weight_files(folder: Path) -> list[Path]:
     index = read_json(folder / INDEX) if (folder / INDEX).is_file() else None
     if index is not None:
         weight_map = index.get("weight_map")
-        return [folder / Path(str(name)).name for name in sorted(set(weight_map.values()))] if isinstance(weight_map, dict) else []
+        return [folder / Path(name).name for name in sorted({str(name) for name in weight_map.values()})] if isinstance(weight_map, dict) else []
     if (folder / "model.safetensors").is_file():
         return [folder / "model.safetensors"]
     found = sorted(path for path in folder.glob("*.safetensors") if not path.name.startswith("adapter_"))

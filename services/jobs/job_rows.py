@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import Connection, and_, func, insert, select, update
+from sqlalchemy import Connection, and_, case, func, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from cluster.errors import Conflict, NotFound
@@ -18,7 +18,7 @@ from services.jobs.ids import new_id
 from services.jobs.lease_rows import check_epoch
 from services.jobs.records import JobRecord, StageRecord
 from services.jobs.states import ACTIVE, STAGES_WHEN_LEAVING, TERMINAL, check_request, check_transition, settle
-from services.jobs.tables import attempts, events, jobs, stages
+from services.jobs.tables import attempts, events, jobs, stages, study_members
 
 COLUMNS = tuple(jobs.c[name] for name in JobRecord.__slots__ if name != "stages")
 
@@ -109,8 +109,11 @@ class JobRows:
             return _records(connection, connection.execute(query).mappings().all())
 
     def next_queued(self) -> JobRecord | None:
-        """The job that waits longest."""
-        query = select(*COLUMNS).where(jobs.c.status == "queued").order_by(jobs.c.id).limit(1)
+        """The job that waits longest; those of studies after all others, because a study is many jobs and would hold up a single
+        one for its whole length."""
+        of_study = select(1).where(study_members.c.job_id == jobs.c.id).correlate(jobs).exists()
+        first = select(jobs.c.id).where(jobs.c.status == "queued").order_by(case((of_study, 1), else_=0), jobs.c.id).limit(1)
+        query = select(*COLUMNS).where(jobs.c.id == first.scalar_subquery())
         with self.database.read() as connection:
             return next(iter(_records(connection, connection.execute(query).mappings().all())), None)
 
@@ -163,7 +166,7 @@ class JobRows:
 def insert_job(
     connection: Connection, spec: JobSpec, *, resolved: dict[str, Any], idempotency_key: str | None = None, request_hash: str | None = None
 ) -> str:
-    """A queued job with its stages and its first event; its id, which is its place in the queue."""
+    """A queued job with its stages and its first event; its id, by which it waits among its like."""
     content, job_id = spec.model_dump(mode="json"), new_id("job")
     canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     connection.execute(

@@ -13,7 +13,7 @@ from typing import Any
 from cluster.spec.composition import Composition
 from cluster.spec.experience import ReplayedExperience
 from cluster.spec.job import JobSpec, ModelSpec, ResolvedStage
-from cluster.spec.teachers import ExternalTeacher, InitialBlend, external_key, external_teachers, single_teachers
+from cluster.spec.teachers import ExternalTeacher, InitialBlend, TeacherSpec, external_key, external_teachers, single_teachers
 from services.jobs.faults import Fault, pointer, show
 from services.jobs.method_budgets import check_lengths
 from services.jobs.model_files import check_model
@@ -32,13 +32,14 @@ def check_teacher_models(
         at = pointer(("stages", stage.index, "method"))
         for external in external_teachers(stage.composition.teacher):
             faults += _check_external(spec, stage, external, at, base_dir, policy_folder, resolved)
-        for blend in _initial_blends(stage):
+        for blend in initial_blends(stage.composition.teacher):
             faults += _check_initial(blend, at, base_dir, policy_folder, resolved)
     return faults, resolved
 
 
-def _initial_blends(stage: ResolvedStage) -> Iterator[InitialBlend]:
-    for single in () if stage.composition.teacher is None else single_teachers(stage.composition.teacher):
+def initial_blends(teacher: TeacherSpec | None) -> Iterator[InitialBlend]:
+    """The blends that a method's teachers begin at."""
+    for single in () if teacher is None else single_teachers(teacher):
         if getattr(single, "initial", None) is not None:
             yield single.initial
 

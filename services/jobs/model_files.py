@@ -93,11 +93,19 @@ def safetensors_problem(path: Path) -> str | None:
             return "is not a whole safetensors file"
         try:
             header = json.loads(file.read(length))
-            ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+            ends = [_end(entry) for name, entry in header.items() if name != "__metadata__"]
         except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):
             return "has a safetensors header that cannot be read"
     expected = 8 + length + max(ends, default=0)
     return None if size == expected else f"has {size} bytes, its header speaks of {expected}"
+
+
+def _end(entry: Any) -> int:
+    """Where a tensor of a safetensors header ends. Raises ``ValueError`` (or what a lookup raises) for an entry that is none."""
+    dtype, shape, end = entry["dtype"], entry["shape"], entry["data_offsets"][1]
+    if not isinstance(dtype, str) or not isinstance(shape, list) or not all(isinstance(number, int) for number in (*shape, end)):
+        raise ValueError("no tensor")
+    return end
 
 
 def safetensors_header(path: Path) -> dict[str, Any]:

@@ -141,6 +141,8 @@ class MemberRecord:
     """Whether a record that came with the submission stands for it."""
     model_sha256: str | None = None
     """Of the base model's folder as admission found it; None for a hub id and for one with a record."""
+    inputs: dict[str, str] | None = None
+    """Content hashes of what else its job reads (``input_hashes``); None where they were not kept."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,24 +5,38 @@ Invariant: a record is a function of the member, its job's row and its ``report.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
 import platform
-from collections.abc import Iterable, Mapping
+import zlib
+from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from services.jobs.input_hashes import same_inputs
 from services.jobs.records import MemberRecord
 from services.jobs.states import TERMINAL
 
 RECORD_FORMAT = 1
 DIGITS = 6
 """Significant digits of a figure in a record: far below what one run can resolve."""
-LEFT_OUT = ("comparisons",)
-"""Sections of a report that are computed from the others, and are large."""
-FIELDS = ("format", "study", "arm", "order", "seed", "digest", "status")
+LEFT_OUT = ("comparisons", "models", "mlflow")
+"""Sections of a report that are computed from the others and are large, or that mean something on one machine alone."""
+LEFT_OUT_OF_STAGES = ("model", "mlflow")
+FIELDS: dict[str, type] = {"format": int, "study": str, "arm": str, "order": str, "seed": int, "digest": str, "status": str}
+"""What every record has, and of which type."""
+OPTIONAL: dict[str, Any] = {
+    **dict.fromkeys(("model_sha256", "reason", "message", "job_id", "started_at", "finished_at"), str),
+    "seconds": int | float,
+    **dict.fromkeys(("inputs", "machine", "software", "report"), dict),
+}
+"""What may be left out or null; records of before a field was kept have none."""
+REPLACED = "replaced"
+"""Subfolder of an arm's for files that made way for another run's; it is not read."""
 
 
 class RecordError(ValueError):
@@ -30,8 +44,11 @@ class RecordError(ValueError):
 
 
 def member_record(study: str, member: MemberRecord, *, run_dir: Path, machine: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The record of a member whose job has ended; None for the others."""
+    """The record of a member whose job has ended; None for the others, and for one that succeeded and has no report any more."""
     if member.status not in TERMINAL or member.job_id is None:
+        return None
+    report = _report(run_dir / "report.json")
+    if member.status == "succeeded" and report is None:
         return None
     return {
         "format": RECORD_FORMAT,
@@ -41,6 +58,7 @@ def member_record(study: str, member: MemberRecord, *, run_dir: Path, machine: M
         "seed": member.seed,
         "digest": member.digest,
         "model_sha256": member.model_sha256,
+        "inputs": member.inputs,
         "status": member.status,
         "reason": member.reason,
         "message": member.message,
@@ -50,7 +68,7 @@ def member_record(study: str, member: MemberRecord, *, run_dir: Path, machine: M
         "seconds": seconds_between(member.started_at, member.finished_at),
         "machine": dict(machine),
         "software": _software(run_dir),
-        "report": _report(run_dir / "report.json"),
+        "report": report,
     }
 
 
@@ -66,7 +84,7 @@ def study_records(study: str, members: Iterable[MemberRecord], kept: Mapping[int
 
 def this_machine(gpus: float) -> dict[str, Any]:
     """``gpus`` as the cluster reported them."""
-    return {"cpus": os.cpu_count() or 1, "platform": platform.platform(), "gpus": int(gpus)}
+    return {"cpus": os.cpu_count() or 1, "platform": f"{platform.system()} {platform.machine()}", "gpus": int(gpus)}
 
 
 def seconds_between(started: str | None, finished: str | None) -> float | None:
@@ -77,11 +95,23 @@ def seconds_between(started: str | None, finished: str | None) -> float | None:
 
 
 def _report(path: Path) -> dict[str, Any] | None:
+    """A finished job's report; None where there is none, or a damaged one. A file that cannot be read now raises."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        status = path.stat()
+        return json.loads(zlib.decompress(_report_text(path, status.st_size, status.st_mtime_ns, status.st_ino)))
+    except (FileNotFoundError, ValueError):
         return None
-    return rounded({key: value for key, value in content.items() if key not in LEFT_OUT})
+
+
+@lru_cache(maxsize=4096)
+def _report_text(path: Path, size: int, modified_ns: int, inode: int) -> bytes:
+    """What a record keeps of a report, as compressed JSON; remembered for as long as the file looks the same, because the records of
+    a study are asked for whenever a member ends."""
+    content = json.loads(path.read_text(encoding="utf-8"))
+    kept = {key: value for key, value in content.items() if key not in LEFT_OUT}
+    if "stages" in kept:
+        kept["stages"] = [{key: value for key, value in stage.items() if key not in LEFT_OUT_OF_STAGES} for stage in kept["stages"]]
+    return zlib.compress(_compact(rounded(kept)).encode(), 1)
 
 
 def _software(run_dir: Path) -> dict[str, str] | None:
@@ -129,19 +159,50 @@ def record_path(record: Mapping[str, Any], folder: Path) -> Path:
     return folder.joinpath(*parts)
 
 
-def write_records(records: Iterable[Mapping[str, Any]], folder: Path) -> list[Path]:
-    """Write what is new or has changed; returns those paths."""
+def write_records(records: Iterable[Mapping[str, Any]], folder: Path, *, tell: Callable[[Path], None] | None = None) -> list[Path]:
+    """Write what is new or has changed; returns those paths. A file of a run that succeeded is never lost: it stays where the new
+    record has no result of the same work, and is moved aside where that is another run's (``tell`` hears its new path)."""
     written = []
     for record in records:
         path, text = record_path(record, folder), record_text(record)
         if path.is_file() and path.read_text(encoding="utf-8") == text:
             continue
+        if record["status"] == "succeeded" and record.get("report") is None:
+            continue
         path.parent.mkdir(parents=True, exist_ok=True)
+        known = _succeeded(path)
+        if known is not None and any(record.get(name) != known.get(name) for name in ("job_id", "digest")):
+            if record["status"] != "succeeded" and _same_work(record, known):
+                continue
+            aside = _move_aside(path)
+            if tell is not None:
+                tell(aside)
         temporary = path.with_name(f".{path.name}.tmp")
         temporary.write_text(text, encoding="utf-8")
         os.replace(temporary, path)
         written.append(path)
     return written
+
+
+def _succeeded(path: Path) -> dict[str, Any] | None:
+    """The record at a path where it is one of a run that succeeded."""
+    try:
+        record = _read_record(path) if path.is_file() else None
+    except RecordError:
+        return None
+    return record if record is not None and record["status"] == "succeeded" else None
+
+
+def _same_work(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    models = {record["model_sha256"] for record in (one, other) if record.get("model_sha256")}
+    return one["digest"] == other["digest"] and len(models) < 2 and same_inputs(one.get("inputs"), other.get("inputs"))
+
+
+def _move_aside(path: Path) -> Path:
+    aside = path.parent / REPLACED / f"{path.stem}.{hashlib.sha256(path.read_bytes()).hexdigest()[:8]}.json"
+    aside.parent.mkdir(exist_ok=True)
+    os.replace(path, aside)
+    return aside
 
 
 def read_records(folder: Path) -> list[dict[str, Any]]:
@@ -167,6 +228,12 @@ def record_problem(record: Any) -> str | None:
     missing = [name for name in FIELDS if name not in record]
     if missing:
         return f"it has no {', '.join(missing)}"
+    wrong = [name for name, kind in FIELDS.items() if not _is(record[name], kind)]
+    wrong += [name for name, kind in OPTIONAL.items() if record.get(name) is not None and not _is(record[name], kind)]
+    if wrong:
+        return f"its {wrong[0]} is {json.dumps(record[wrong[0]])[:60]}, which is of the wrong type"
+    if not all(isinstance(value, str) for value in (record.get("inputs") or {}).values()):
+        return "its inputs are not all hashes"
     if record["format"] != RECORD_FORMAT:
         return f"its format is {record['format']!r}, this version reads {RECORD_FORMAT}"
     if record["status"] not in TERMINAL:
@@ -174,3 +241,7 @@ def record_problem(record: Any) -> str | None:
     if record["status"] == "succeeded" and not isinstance(record.get("report"), dict):
         return "it succeeded and has no report"
     return None
+
+
+def _is(value: Any, kind: Any) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool)

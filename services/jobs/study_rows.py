@@ -1,6 +1,6 @@
 """Studies: a file's runs as ordinary jobs, created in one transaction, steered together.
 
-Invariant: members are queued in the study's order, because a job's id is its place in the queue and ids only grow.
+Invariant: members are queued in the study's order, because jobs of studies wait in the order of their ids and ids only grow.
 """
 
 from __future__ import annotations
@@ -150,6 +150,7 @@ class StudyRows:
                 func.coalesce(progress.c.steps_total, 0).label("steps_total"),
                 study_members.c.record.is_not(None).label("recorded"),
                 jobs.c.resolved["model_sha256"].as_string().label("model_sha256"),
+                jobs.c.resolved["inputs"].label("inputs"),
             )
             .select_from(study_members.outerjoin(jobs, jobs.c.id == study_members.c.job_id).outerjoin(progress, progress.c.job_id == study_members.c.job_id))
             .where(study_members.c.study_id == study_id)
@@ -181,9 +182,7 @@ class StudyRows:
         """Cancel, pause or resume every member that it concerns, in one transaction. A resume queues failed and cancelled members
         again as new jobs. Raises ``IllegalTransition`` where it concerns none."""
         with self.database.write() as connection:
-            query = select(study_members.c.position, study_members.c.job_id, jobs.c.status, jobs.c.desired_status).join(jobs, jobs.c.id == study_members.c.job_id)
-            rows = connection.execute(query.where(study_members.c.study_id == study_id).order_by(study_members.c.position)).all()
-            members = [(row.position, row.job_id, stands(row.status, row.desired_status)) for row in rows]
+            members = _locked_members(connection, study_id)
             check_study_request(_study(connection, study_id).name, Counter(state for _, _, state in members), action)
             for position, job_id, state in members:
                 if state not in REQUESTS[action]:
@@ -224,6 +223,18 @@ class StudyRows:
                 if _model_identity(connection, row["job_id"]) == identity:
                     found[row["domain"]] = EvaluationRecord(**row)
         return list(found.values())
+
+
+def _locked_members(connection: Connection, study_id: str) -> list[tuple[int, str, str]]:
+    """(position, job id, how it stands) of every member with a job, in the study's order. Two requests of one study wait for each
+    other, and the jobs stay as they were read: otherwise two resumes at once would each queue a failed member again."""
+    connection.execute(select(studies.c.id).where(studies.c.id == study_id).with_for_update())
+    query = select(study_members.c.position, study_members.c.job_id).where(study_members.c.study_id == study_id, study_members.c.job_id.is_not(None))
+    placed = connection.execute(query.order_by(study_members.c.position)).all()
+    of_study = select(study_members.c.job_id).where(study_members.c.study_id == study_id)
+    locked = select(jobs.c.id, jobs.c.status, jobs.c.desired_status).where(jobs.c.id.in_(of_study)).order_by(jobs.c.id).with_for_update()
+    states = {row.id: stands(row.status, row.desired_status) for row in connection.execute(locked)}
+    return [(position, job_id, states[job_id]) for position, job_id in placed]
 
 
 def _model_identity(connection: Connection, job_id: str) -> tuple[Any, ...] | None:

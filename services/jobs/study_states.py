@@ -17,6 +17,8 @@ REQUESTS: dict[str, frozenset[str]] = {
     "resume": frozenset({"paused", "pausing", "failed", "cancelled"}),
 }
 """Which members a request changes, by their status."""
+GOES_ON = frozenset({"queued", "starting", "running"})
+"""What a resume makes of members: where some are so already, a resume that is sent again is no error."""
 
 
 def study_status(counts: Mapping[str, int]) -> str:
@@ -41,6 +43,8 @@ def check_study_request(study: str, counts: Mapping[str, int], action: str) -> N
             f"study {study} has {counts['cancelling']} member(s) that are still being cancelled; resume it when they have ended",
             details={"status": status, "allowed": allowed},
         )
+    if action == "resume" and present & GOES_ON:
+        return
     if not present & REQUESTS[action]:
         told = f"it accepts: {', '.join(allowed)}" if allowed else "all its members have succeeded"
         raise IllegalTransition(f"study {study} is {status} and cannot {action}; {told}", details={"status": status, "allowed": allowed})

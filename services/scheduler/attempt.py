@@ -15,6 +15,7 @@ from cluster.errors import LOST_REASONS, FencedError, HoldfastError
 from cluster.placement import Layout, plan_layout, reserve
 from cluster.settings import NAMESPACE, Settings
 from cluster.spec.job import JobSpec
+from services.jobs.model_files import folder_sha256
 from services.scheduler.link import SchedulerLink
 from services.weights.checkpoints import file_sha256
 
@@ -70,6 +71,7 @@ class Attempt:
 
         self._check_nodes(sum(node["Alive"] for node in ray.nodes()))
         check_data_files(self.resolved)
+        check_model_folders(self.resolved)
         compute = self.job.compute
         needs_teacher = any(stage.composition.needs_scorer for stage in self.job.resolved_stages())
         layout = plan_layout(
@@ -197,6 +199,23 @@ def check_data_files(resolved: dict[str, Any]) -> None:
             continue
         if not Path(path).is_file() or file_sha256(Path(path)) != known:
             raise HoldfastError(f"data file {name!r} is not the one that was submitted (sha256 {known[:12]}...)", reason="dataset_changed")
+
+
+def check_model_folders(resolved: dict[str, Any]) -> None:
+    """The base model, the teachers and the embedding model of this machine are still those that were submitted.
+
+    Given checkpoints are looked at when their stage begins. Raises ``HoldfastError`` ``model_changed``.
+    """
+    hashes, embedding = resolved.get("teacher_sha256") or {}, resolved.get("embedding") or {}
+    found = [("base model", resolved.get("model_path"), resolved.get("model_sha256"))]
+    found += [(f"teacher {key!r}", folder, hashes.get(key)) for key, folder in (resolved.get("teachers") or {}).items()]
+    found.append(("embedding model", embedding.get("model_path"), embedding.get("model_sha256")))
+    for name, folder, known in found:
+        if folder is None or known is None:
+            continue
+        # of a folder that is gone there are no files, whose hash is another one, too
+        if folder_sha256(Path(folder)) != known:
+            raise HoldfastError(f"the {name} in {folder} is not the one that was submitted (sha256 {known[:12]}...)", reason="model_changed")
 
 
 if __name__ == "__main__":

@@ -83,13 +83,13 @@ class AttemptCalls:
             if item.row == row and item.at == "boundary"
         ]
 
-    def record_evaluation(self, attempt_id: str, **fields: Any) -> None:
+    def record_evaluation(self, attempt_id: str, *, verifier_errors: int = 0, **fields: Any) -> None:
         self._store.record_evaluation(attempt_id, **fields)
         self._event(
             attempt_id,
             "evaluation.completed",
             f"{fields['domain']}: {fields['mean']:.3f} on {fields['num_problems']} problems (row {fields['row']}, {fields['at']})",
-            data={key: value for key, value in fields.items() if key not in ("scores", "passed")},
+            data={**{key: value for key, value in fields.items() if key not in ("scores", "passed")}, "verifier_errors": verifier_errors},
         )
 
     def base_evaluations(self, attempt_id: str, digests: dict[str, str], measured_on: str) -> list[dict[str, Any]]:

@@ -2,7 +2,7 @@
 
 Row 0 is the base model, row i + 1 the policy after stage i; both are scored on every domain, with the same problems and
 sampling. A row that the store holds already is not scored again, and neither is a base model that another member of the job's study
-was scored with on the same problems.
+was scored with on the same problems, unless the verifier failed on one of them: that failure was that member's.
 """
 
 from __future__ import annotations
@@ -42,6 +42,7 @@ class Evaluations:
             return set()
         keys = {"score": "mean", "truncation_rate": "truncation_rate", "mean_tokens": "mean_tokens"}
         values = {f"eval/{item['domain']}/{key}": item[field] for item in found for key, field in keys.items()}
+        values |= {f"eval/{item['domain']}/verifier_errors": 0.0 for item in found}  # else they would not be shared
         self._log.metrics(stage=None, stage_index=None, step=0, global_step=0, values=values)
         for item in found:
             self._link.call("share_evaluation", item)
@@ -91,6 +92,8 @@ class Evaluations:
                 problems_digest=result.problems_digest,
                 samples_per_problem=result.samples_per_problem,
                 passed=[int(count) for count in result.passed],
-                measured_on=self._measured_on,
+                # scores with failures of the verifier are this job's alone: a row that does not say where it was measured is not taken over
+                measured_on=None if result.verifier_errors else self._measured_on,
+                verifier_errors=result.verifier_errors,
             )
         return results

@@ -1,7 +1,7 @@
 """Brings one study to MLflow: its run, a run for each arm, and now and then the report of what has ended so far.
 
 Invariant: only looks at records and writes to MLflow, in the sender's thread; a report that cannot be made is logged and made again
-when the next member has ended. Runs are found again by their tags, so a lost cursor costs a replay and no second run.
+when the next member has ended, records that cannot be read are asked for again. Runs are found again by their tags, so a lost cursor costs a replay and no second run.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ RUN_STATUS = {"succeeded": "FINISHED", "failed": "FAILED", "cancelled": "KILLED"
 REPORT_EVERY_S = 600.0
 """At most so often while members are still to come: a report resamples every figure of every arm."""
 FIRST_REPORT_AFTER = 2
+AGAIN_AFTER_S = 60.0
+"""Where the records could not be read."""
 logger = logging.getLogger("holdfast.tracking")
 
 
@@ -36,10 +38,22 @@ class StudyCursor:
     """Run id."""
     arms: dict[str, str] = field(default_factory=dict)
     """Run ids by arm."""
-    reported: int = -1
-    """Members that had ended when the last report was sent."""
+    reported: list[Any] | None = None
+    """Of the last report that was sent: the members that had ended, and when the study had (null before). A resume brings the same
+    number again, never the same time."""
     ended: str | None = None
     """The status that the runs were ended with."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Report:
+    """One that was made and is to be sent."""
+
+    state: list[Any]
+    report: dict[str, Any]
+    figures: dict[str, Any]
+    paths: list[Path]
+    """The files that were written."""
 
 
 class StudyFeed:
@@ -53,13 +67,20 @@ class StudyFeed:
         self._folder = folder
         self._records = records
         self._clock = clock
-        self._reported_at = -math.inf
+        self._made: _Report | None = None
+        self._made_at = -math.inf
+        self._again_at = -math.inf
         self.cursor = _read_cursor(folder)
 
     @property
     def is_done(self) -> bool:
         """Whether MLflow has all there is of a study that has ended."""
-        return self.status in RUN_STATUS and self.cursor.ended == self.status and self.cursor.reported >= self.num_ended
+        return self.status in RUN_STATUS and self.cursor.ended == self.status and self.cursor.reported == self._state
+
+    @property
+    def _state(self) -> list[Any]:
+        """What a report of now would be of."""
+        return [self.num_ended, self.study.finished_at]
 
     def advance(self, calls: MlflowCalls) -> None:
         """Send what is due."""
@@ -94,46 +115,63 @@ class StudyFeed:
         self._save()
 
     def _report_is_due(self) -> bool:
-        if self.num_ended <= self.cursor.reported:
-            return False
-        if self.status in RUN_STATUS:
+        if self._made is not None:
             return True
-        return self.num_ended >= FIRST_REPORT_AFTER and self._clock() - self._reported_at >= REPORT_EVERY_S
+        if self.cursor.reported == self._state or self._clock() < self._again_at:
+            return False
+        return self.status in RUN_STATUS or (self.num_ended >= FIRST_REPORT_AFTER and self._clock() - self._made_at >= REPORT_EVERY_S)
 
     def _send_report(self, calls: MlflowCalls) -> None:
-        ended = self.num_ended
-        self._reported_at = self._clock()
+        """Make it and send it; one that MLflow did not take is kept and sent when it answers."""
+        state = self._state if self._made is None else self._made.state
         try:
-            self._send(calls, *self._make_report())
+            if self._made is None:
+                records = self._read_records()
+                if records is None:
+                    return
+                self._made = self._make_report(records, state)
+            self._send(calls, self._made)
         except Exception as error:
             if hasattr(error, "error_code") or isinstance(error, OSError):
                 raise  # MLflow's, or the connection's: sent again
             # a report that cannot be made would not be made better by the next try, and must not keep the jobs' records back
             logger.exception("the report of study %s could not be made", self.study.name)
-        self.cursor.reported = ended
+        self._made = None
+        self.cursor.reported = state
         self._save()
 
-    def _make_report(self) -> tuple[dict[str, Any], dict[str, Any], list[Path]]:
-        """The report, its figures, and the files that were written."""
+    def _read_records(self) -> list[dict[str, Any]] | None:
+        """None where they cannot be had now: the store, or Ray, is away."""
+        try:
+            records = self._records()
+        except Exception:  # of whatever kind: it is not the report's fault, and keeps nothing else back
+            logger.warning("the records of study %s could not be read; tried again in %.0f s", self.study.name, AGAIN_AFTER_S, exc_info=True)
+            self._again_at = self._clock() + AGAIN_AFTER_S
+            return None
+        self._made_at = self._clock()
+        return records
+
+    def _make_report(self, records: list[dict[str, Any]], state: list[Any]) -> _Report:
         from cluster.spec.study import StudySpec
         from services.evaluation.studies import build_study_report, study_figures, write_html
 
-        report = build_study_report(StudySpec.model_validate(self.study.spec), self._records())
+        report = build_study_report(StudySpec.model_validate(self.study.spec), records)
         self._folder.mkdir(parents=True, exist_ok=True)
         paths = [self._folder / "report.json", self._folder / "report.html"]
         paths[0].write_text(json.dumps(report, indent=1), encoding="utf-8")
         write_html(report, paths[1])
-        return report, study_figures(report), paths
+        return _Report(state, report, study_figures(report), paths)
 
-    def _send(self, calls: MlflowCalls, report: dict[str, Any], figures: dict[str, Any], paths: list[Path]) -> None:
-        for path in paths:
+    def _send(self, calls: MlflowCalls, made: _Report) -> None:
+        num_ended = made.state[0]
+        for path in made.paths:
             calls.artifact(self.cursor.study, path, None)
-        for name, figure in figures.items():
+        for name, figure in made.figures.items():
             calls.figure(self.cursor.study, f"figures/{name}.png", figure)
         now = int(time.time() * 1000)
-        calls.metrics(self.cursor.study, [("members_ended", float(self.num_ended), now, self.num_ended)])
+        calls.metrics(self.cursor.study, [("members_ended", float(num_ended), now, num_ended)])
         for arm, run_id in self.cursor.arms.items():
-            points = [(key, value, now, self.num_ended) for key, value in arm_means(report, arm).items()]
+            points = [(key, value, now, num_ended) for key, value in arm_means(made.report, arm).items()]
             if points:
                 calls.metrics(run_id, points)
 

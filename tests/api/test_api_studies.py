@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import shutil
+import time
 
 import pytest
 
@@ -146,7 +149,104 @@ def test_pause_resume_and_cancel(http, study):
     assert http.get("/v1/studies/nothing").json()["code"] == "not_found"
 
 
+def test_a_seed_that_no_job_can_have(http, study):
+    study["orders"][0]["seeds"] = [0, -1, 2**31]
+    assert set(_faults(http, study)) == {"/orders/0/seeds/1", "/orders/0/seeds/2"}
+
+
+def test_a_great_many_seeds_are_refused_at_once(http, study):
+    study["orders"][0]["seeds"] = list(range(15_000))
+    begun = time.monotonic()
+    assert "/orders/0/seeds" in _faults(http, study)
+    assert time.monotonic() - begun < 5.0
+
+
+def test_labels_that_no_job_can_have(http, study):
+    study["base"]["labels"] = {f"label{index}": "x" for index in range(31)}
+    faults = _faults(http, study)
+    assert list(faults) == ["/base/labels"] and "32" in faults["/base/labels"]
+    study["base"]["labels"] = {}
+    study["arms"] = [{"name": "plain"}, {"name": "odd", "set": {"labels.size": 5}}]
+    assert list(_faults(http, study)) == ["/arms/1/set/labels.size"], "told although the first arm's job differs in nothing else"
+
+
+@pytest.mark.parametrize("field", ["evaluation", "labels", "model", "defaults", "compute", "stages.strings.method", "stages.strings.domain"])
+@pytest.mark.parametrize("value", [5, None, "x", []])
+def test_an_override_by_something_that_is_no_object(http, study, field, value):
+    study["arms"].append({"name": "odd", "set": {field: value}})
+    assert list(_faults(http, study)) == [f"/arms/2/set/{field}"]
+
+
+def test_other_folders_are_another_submission(http, study, tmp_path):
+    (tmp_path / "other").mkdir()
+    first = http.post("/v1/studies", json={**study, "folders": [str(tmp_path)]}, headers={"Idempotency-Key": "f"})
+    again = http.post("/v1/studies", json={**study, "folders": [str(tmp_path / "other")]}, headers={"Idempotency-Key": "f"})
+    assert (first.status_code, again.json()["code"]) == (201, "idempotency_key_reused")
+
+
+def test_a_resume_that_is_sent_again_is_no_error(http, study):
+    made = _submit(http, study)
+    http.post(f"/v1/studies/{made['id']}/cancel", json={"mode": "now"})
+    first, again = (http.post(f"/v1/studies/{made['id']}/resume") for _ in range(2))
+    assert (first.json()["counts"], again.status_code, again.json()["counts"]) == ({"queued": 4}, 202, {"queued": 4})
+
+
 REPORT = {"format": 2, "score_matrix": {"means": [[1 / 3, 0.5]]}, "comparisons": {"large": 1}, "stages": []}
+
+
+def _record_of(file: dict, position: int = 0, **changes) -> dict:
+    member = expand(StudySpec.model_validate(file))[position]
+    return {
+        "format": 1, "study": file["name"], "arm": member.arm, "order": member.order, "seed": member.seed, "digest": member.digest,
+        "status": "succeeded", "report": {"format": 2}, **changes,
+    }
+
+
+def test_a_record_stands_in_for_the_member_that_it_names_alone(http, study):
+    records = [_record_of(study), _record_of(study, 1, seed=9), _record_of(study, 2, arm="fast"), _record_of(study, 3, order="ba")]
+    made = _submit(http, study, records=[*records, _record_of(study, 3, study="other")])
+    assert [member["recorded"] for member in made["members"]] == [True, False, False, False]
+    assert made["unmatched_records"] == ["fast/ab-9", "fast/ab-2", "fast/ba-2", "fast/ab-2"]
+
+
+@pytest.fixture
+def data_study(study, tmp_path) -> dict:
+    """The study with a data set in its first stage."""
+    rows = [{"problem": f"{number} + 1 =", "answer": str(number + 1)} for number in range(600)]
+    (tmp_path / "sums.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    domain = {"kind": "dataset", "path": "sums.jsonl", "evaluation_fraction": 0.5}
+    study["base"]["stages"][0] |= {"domain": domain}
+    return study
+
+
+def test_a_record_of_other_data_does_not_stand_in(http, data_study, store, settings, tmp_path):
+    made = _submit(http, data_study, folders=[str(tmp_path)])
+    _finish(store, settings, made["members"][0]["job_id"], REPORT)
+    record = http.get("/v1/studies/ablation/records").json()["data"][0]
+    assert record["inputs"] == {"/stages/0/domain": hashlib.sha256((tmp_path / "sums.jsonl").read_bytes()).hexdigest()}
+
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    shutil.copy(tmp_path / "sums.jsonl", elsewhere)
+    assert _submit(http, data_study, folders=[str(elsewhere)], records=[record])["counts"] == {"queued": 3, "succeeded": 1}
+    lines = (elsewhere / "sums.jsonl").read_text().splitlines(keepends=True)
+    (elsewhere / "sums.jsonl").write_text("".join(lines[1:]))
+    other = _submit(http, data_study, folders=[str(elsewhere)], records=[record])
+    assert (other["counts"], other["unmatched_records"]) == ({"queued": 4}, ["plain/ab-1"])
+    del record["inputs"]
+    assert _submit(http, data_study, folders=[str(elsewhere)], records=[record])["counts"]["succeeded"] == 1, "of before the hashes were kept"
+
+
+@pytest.mark.parametrize("changes", [{"digest": ["x"]}, {"status": ["succeeded"]}, {"seconds": "5"}, {"message": {}}, {"arm": 3}])
+def test_a_record_with_a_value_of_another_type_is_refused(http, study, changes):
+    faults = _faults(http, study, records=[_record_of(study), _record_of(study, 1, **changes)])
+    assert list(faults) == ["/records/1"] and f"its {next(iter(changes))} is" in faults["/records/1"]
+
+
+@pytest.mark.parametrize("report", [{"stages": [{"name": "arithmetic"}]}, {"stages": 5}, {"score_matrix": {"domains": [], "problems_digest": 7}}])
+def test_a_record_that_no_report_can_be_made_of_is_refused(http, study, report):
+    faults = _faults(http, study, records=[_record_of(study), _record_of(study, 1, report=report)])
+    assert list(faults) == ["/records/1"] and "no report can be made of it" in faults["/records/1"]
 
 
 def test_records_carry_a_study_to_another_machine(http, study, store, settings, tmp_path):

@@ -131,6 +131,12 @@ def test_shipped_job_files_are_valid_on_this_machine(holdfast):
         assert result.exit_code == 0, result.output
 
 
+def test_shipped_studies_are_valid_on_this_machine(holdfast):
+    for path in sorted((ROOT / "deploy" / "studies").rglob("*.yaml")):
+        result = holdfast("study", "validate", path)
+        assert result.exit_code == 0, result.output
+
+
 def test_the_recipes_are_printed_as_a_table(holdfast):
     result = holdfast("schema", "--recipes")
     assert result.exit_code == 0 and result.stdout.startswith("| recipe | teacher weights |")

@@ -6,18 +6,19 @@ import json
 
 import pytest
 
+from api.client import ApiError
 from api.commands.console import Exit, Format
-from api.commands.study_run import _begin, _follow
+from api.commands.study_run import _begin, _follow, _write
 
 
 class Service:
     """Answers as the client does; remembers what was asked of it."""
 
     def __init__(self, newest: dict | None = None, looks: list[dict] = ()):
-        self.newest, self.looks, self.calls = newest, list(looks), []
+        self.newest, self.looks, self.calls, self.unmatched, self.refusal = newest, list(looks), [], [], None
 
     def validate_study(self, payload, *, records, folders):
-        return {"name": payload["name"], "spec_hash": "h1"}
+        return {"name": payload["name"], "spec_hash": "h1", "unmatched_records": self.unmatched}
 
     def studies(self, *, name, limit):
         return {"data": [self.newest] if self.newest else []}
@@ -32,6 +33,8 @@ class Service:
 
     def pause_study(self, study):
         self.calls.append(("pause", study))
+        if self.refusal:
+            raise ApiError(self.refusal)
 
     def study(self, study):
         return self.looks.pop(0) if len(self.looks) > 1 else self.looks[0]
@@ -80,3 +83,35 @@ def test_records_are_written_while_it_runs_and_it_stops_in_time(tmp_path, monkey
     assert service.calls == [("pause", "study_1")], "asked once"
     assert json.loads((tmp_path / "a0" / "o-1.json").read_text())["arm"] == "a0"
     assert not (tmp_path / "a1").exists()
+
+
+def test_records_that_the_file_has_no_member_for_are_told(capsys):
+    service = Service()
+    service.unmatched = ["a[/b]/o-1"]
+    _begin(service, {"name": "s"}, [{}], [])
+    told = " ".join(capsys.readouterr().err.split())
+    assert "1 record(s) belong to no member of this file" in told and "a[/b]/o-1" in told
+
+
+def test_a_study_that_ends_as_the_time_is_over_is_not_paused(tmp_path):
+    service = Service(looks=[_look("succeeded", status="succeeded")])
+    assert _follow(service, "study_1", tmp_path, Format.JSON, 1e-9) is Exit.OK
+    assert service.calls == []
+
+
+def test_a_pause_that_comes_too_late_is_no_error(tmp_path, monkeypatch):
+    monkeypatch.setattr("api.commands.study.POLL_S", 0.0)
+    service = Service(looks=[_look("running", status="running"), _look("running", status="running"), _look("succeeded", status="succeeded")])
+    service.refusal = {"status": 409, "code": "illegal_transition"}
+    assert _follow(service, "study_1", tmp_path, Format.JSON, 1e-9) is Exit.OK
+    assert service.calls == [("pause", "study_1")]
+
+
+def test_a_record_that_makes_way_is_told(tmp_path, capsys):
+    service = Service(looks=[_look("succeeded", status="succeeded")])
+    path = tmp_path / "a0" / "o-1.json"
+    path.parent.mkdir()
+    path.write_text(json.dumps(_record({"arm": "a0", "order": "o", "seed": 1}) | {"digest": "of the file before"}))
+    _write(service, "study_1", tmp_path)
+    assert json.loads(path.read_text())["digest"] == "d"
+    assert "was moved to" in capsys.readouterr().err

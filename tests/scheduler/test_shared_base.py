@@ -52,7 +52,7 @@ class Verifiers:
 
     def verify(self, tasks):
         found = [Verdict(score=float(text == problem.solution), passed=text == problem.solution) for _, problem, text in tasks]
-        return [Verdict(score=0.0, error="timeout")] * self._num_failing + found[self._num_failing :]
+        return [Verdict(score=0.0, passed=False, error="timeout")] * self._num_failing + found[self._num_failing :]
 
 
 class Counting(ScriptedEngine):

@@ -54,6 +54,21 @@ def home(tmp_path) -> Path:
     return home
 
 
+def test_an_index_whose_files_are_no_names(home):
+    (home / "given" / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": ["model.safetensors"], "b": "model.safetensors"}}))
+    faults = check(home, given_job())[0]
+    assert list(faults) == [(AT, "model_incomplete")]
+
+
+@pytest.mark.parametrize("changes", [{"shape": None}, {"shape": "4x2"}, {"dtype": 4}, {"data_offsets": [0, "32"]}])
+def test_a_header_without_the_shape_of_a_tensor(home, changes):
+    entry = {"dtype": "F32", "shape": [4, 2], "data_offsets": [0, 32]} | changes
+    text = json.dumps({"model.norm.weight": {name: value for name, value in entry.items() if value is not None}}).encode()
+    (home / "given" / "model.safetensors").write_bytes(struct.pack("<Q", len(text)) + text + bytes(32))
+    faults = check(home, given_job())[0]
+    assert list(faults) == [(AT, "model_damaged")]
+
+
 def given_job(path: str = "given"):
     return job(stages=[{"name": "s", "domain": {"kind": "arithmetic"}, "policy": {"path": path}}])
 

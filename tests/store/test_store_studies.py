@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import threading
+import time
+
 import pytest
 
 from cluster.errors import Conflict, IllegalTransition, NotFound
 from cluster.spec.study import StudySpec, expand
-from services.jobs.study_rows import NewMember
+from services.jobs.study_rows import NewMember, StudyRows
 from tests.store.conftest import job_spec
 
 BASE = {
@@ -34,7 +37,7 @@ def make_study(store):
                 seed=member.seed,
                 digest=member.digest,
                 spec=None if member.position in recorded else job_spec(f"m-{member.position}"),
-                resolved={"model_path": "/m", "model_sha256": "0" * 64},
+                resolved={"model_path": "/m", "model_sha256": "0" * 64} | ({"inputs": {"/stages/0/domain": "f"}} if member.position == 1 else {}),
                 record={"status": "succeeded", "arm": member.arm} if member.position in recorded else None,
             )
             for member in expand(spec)
@@ -73,6 +76,7 @@ def test_a_member_with_a_record_has_no_job_and_counts_as_succeeded(store, make_s
     members = store.study_members(study.id)
     assert [member.job_id is None for member in members] == [True, False, False, True]
     assert [member.recorded for member in members] == [True, False, False, True]
+    assert [member.inputs for member in members] == [None, {"/stages/0/domain": "f"}, None, None]
     assert study.counts == {"succeeded": 2, "queued": 2}
     assert store.kept_records(study.id) == {0: {"status": "succeeded", "arm": "a"}, 3: {"status": "succeeded", "arm": "b"}}
 
@@ -118,6 +122,41 @@ def test_resume_runs_failed_and_cancelled_members_again_as_new_jobs(store, make_
     assert store.get_study(study.id).counts == {"succeeded": 4}
     with pytest.raises(IllegalTransition, match="all its members have succeeded"):
         store.request_study(study.id, "resume")
+
+
+def test_two_resumes_at_once_give_a_member_one_job(store, open_store, make_study, epoch, monkeypatch):
+    study = make_study()
+    _run_next(store, epoch, "failed")
+    store.request_study(study.id, "cancel")
+    slow = StudyRows._queue_again
+
+    def queue_again(*arguments):
+        time.sleep(0.1)  # long enough for the other one to read the members, where nothing keeps it from that
+        slow(*arguments)
+
+    monkeypatch.setattr(StudyRows, "_queue_again", queue_again)
+    stores, barrier, found = [open_store(), open_store()], threading.Barrier(2), []
+
+    def resume(number: int) -> None:
+        barrier.wait(10)
+        found.append(stores[number].request_study(study.id, "resume").counts)
+
+    threads = [threading.Thread(target=resume, args=(number,)) for number in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert found == [{"queued": 4}, {"queued": 4}]
+    queued = [job.id for job in store.jobs_in(["queued"])]
+    assert sorted(queued) == sorted(member.job_id for member in store.study_members(study.id))
+
+
+def test_a_single_job_does_not_wait_for_a_study(store, make_study, make_job, epoch):
+    study = make_study()
+    first, *others = [member.job_id for member in store.study_members(study.id)]
+    assert _run_next(store, epoch) == first
+    single = make_job("single").id
+    assert [_run_next(store, epoch) for _ in range(4)] == [single, *others]
 
 
 def test_a_resume_waits_for_members_that_are_being_cancelled(store, make_study, epoch):

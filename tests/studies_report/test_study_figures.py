@@ -65,7 +65,7 @@ def test_small_studies_are_drawn_too(arms, stages, seeds):
 @pytest.mark.parametrize("title", [r"rate $\lr$", "costs $5, not $6", r"\$1 _x_ ^2"])
 def test_the_title_of_an_arm_is_no_formula(title):
     study = made_study(arms=2, stages=2, seeds=2, hypotheses=({**HYPOTHESIS, "arm": "arm-0", "against": "arm-1"},))
-    arms = [arm.model_copy(update={"title": title}) if arm.name == "arm-0" else arm for arm in study.arms]
+    arms = tuple(arm.model_copy(update={"title": title}) if arm.name == "arm-0" else arm for arm in study.arms)
     study = study.model_copy(update={"arms": arms})
     figures = study_figures(build_study_report(study, simulated_records(study)))
     drawn = _drawn(figures)

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
+from services.jobs.connection import StoreUnavailableError
 from services.jobs.records import StudyPlace, StudyRecord
 from services.tracking import study_feed
 from services.tracking.links import study_link
 from services.tracking.log import RunLog
+from services.tracking.mlflow_calls import MlflowCalls
 from services.tracking.sender import Sender
 
 JOB = {"name": "m", "model": {"path": "/m"}, "seed": 7, "stages": [{"name": "sums", "domain": {"kind": "arithmetic"}, "method": {"recipe": "grpo"}, "steps": 2}]}
@@ -98,14 +101,92 @@ def test_the_report_is_sent_when_members_have_ended_and_not_too_often(mlflow_ser
     assert run.data.metrics["members_ended"] == 4.0
 
 
-def test_a_report_that_cannot_be_made_keeps_nothing_back(mlflow_server, study, tmp_path):
-    def records():
-        raise KeyError("broken")
+def _feed(study, folder, records, clock=lambda: 0.0):
+    return study_feed.StudyFeed(study, folder, records, clock=clock)
 
+
+def _tell(feed, status, num_ended, finished_at):
+    feed.study = replace(feed.study, finished_at=finished_at)
+    feed.status, feed.num_ended = status, num_ended
+
+
+RESUMED = {"seen": ["running"], "unseen": [], "unseen after a restart": ["restart"]}
+
+
+@pytest.mark.parametrize("between", RESUMED.values(), ids=RESUMED)
+def test_a_study_that_was_resumed_gets_its_last_report_again(mlflow_server, study, tmp_path, between):
+    """One of ten failed and is run again: as many have ended as before. MLflow may have been away while it ran."""
+    made, calls = [], MlflowCalls(mlflow_server.url, "holdfast")
+
+    def records():
+        made.append(1)
+        return []
+
+    feed = _feed(study, tmp_path / study.id, records)
+    _tell(feed, "failed", 10, "2026-11-21T11:00:00.000Z")
+    feed.advance(calls)
+    feed.advance(calls)
+    assert len(made) == 1 and feed.is_done
+    for step in between:
+        if step == "restart":
+            feed = _feed(study, tmp_path / study.id, records)
+        else:
+            _tell(feed, step, 9, None)
+            feed.advance(calls)
+    _tell(feed, "succeeded", 10, "2026-11-21T12:00:00.000Z")
+    assert not feed.is_done
+    feed.advance(calls)
+    assert len(made) == 2 and feed.is_done
+
+
+def test_records_that_could_not_be_read_are_asked_for_again_and_keep_nothing_back(mlflow_server, study, tmp_path):
+    """The store or Ray is away for a while; not ten minutes, and not for ever."""
+    now, away, calls = [0.0], [True], MlflowCalls(mlflow_server.url, "holdfast")
+
+    def records():
+        if away[0]:
+            raise StoreUnavailableError("gone")
+        return []
+
+    feed = _feed(study, tmp_path / study.id, records, clock=lambda: now[0])
+    _tell(feed, "failed", 2, study.finished_at)
+    feed.advance(calls)
+    assert _runs(mlflow_server.url, study)[""].info.status == "FAILED" and not feed.is_done
+    away[0] = False
+    feed.advance(calls)
+    assert not feed.is_done, "it is not asked every second"
+    now[0] = study_feed.AGAIN_AFTER_S
+    feed.advance(calls)
+    assert feed.is_done
+    assert _runs(mlflow_server.url, study)[""].data.metrics["members_ended"] == 2.0
+
+
+def test_a_report_that_mlflow_did_not_take_is_not_made_again(mlflow_server, study, tmp_path):
+    made, now = [], [0.0]
+    calls, away = MlflowCalls(mlflow_server.url, "holdfast"), MlflowCalls("http://127.0.0.1:9", "holdfast")
+
+    def records():
+        made.append(1)
+        return []
+
+    feed = _feed(study, tmp_path / study.id, records, clock=lambda: now[0])
+    feed.advance(calls)
+    _tell(feed, "running", 2, None)
+    for _ in range(3):
+        with pytest.raises(MlflowException):
+            feed.advance(away)
+    assert len(made) == 1
+    now[0] = 1.0  # and it does not wait for the next one
+    feed.advance(calls)
+    assert len(made) == 1 and _runs(mlflow_server.url, study)[""].data.metrics["members_ended"] == 2.0
+
+
+def test_a_report_that_cannot_be_made_keeps_nothing_back(mlflow_server, study, tmp_path):
     sender = Sender(mlflow_server.url, tmp_path)
-    sender.watch_study(study, "failed", 2, tmp_path / "studies" / study.id, records)
+    sender.watch_study(study, "failed", 2, tmp_path / "studies" / study.id, lambda: [{"format": "broken"}])
     sender.send_all()
     assert _runs(mlflow_server.url, study)[""].info.status == "FAILED"
+    assert sender._studies[study.id].is_done, "the same report would fail again"
 
 
 def test_a_study_waits_while_mlflow_is_away(study, tmp_path: Path):

@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from tiny_policy import (
     COMPOSITION,
@@ -23,6 +24,7 @@ from tiny_policy import (
 
 from cluster.errors import StageError
 from cluster.messages import BatchShard
+from trainer.diagnostics.weight_files import WeightFiles
 
 MODELS = ("tied", "untied")
 
@@ -69,6 +71,7 @@ def _two_ranks(rank: int, root: str) -> None:
     for name in MODELS:
         _take(rank, 2, Path(root) / name)
         _refused_together(rank, Path(root) / name)
+        _unreadable_on_one(rank, Path(root) / name)
     dist.destroy_process_group()
 
 
@@ -79,6 +82,23 @@ def _refused_together(rank: int, root: Path) -> None:
         learner.take_policy(root / ("given" if rank == 0 else "nowhere"))
     except StageError as error:
         (root / f"refusal{rank}.json").write_text(json.dumps({"reason": error.reason, "message": error.message}))
+    learner.close()
+
+
+def _unreadable_on_one(rank: int, root: Path) -> None:
+    """Rank 1's disk fails in the middle of the folder."""
+    learner, read = make_learner(root / "base", rank=rank, world_size=2), WeightFiles.read
+
+    def failing(self, name):
+        raise OSError(5, "Input/output error")
+
+    try:
+        WeightFiles.read = failing if rank == 1 else read
+        learner.take_policy(root / "given")
+    except StageError as error:
+        (root / f"unreadable{rank}.json").write_text(json.dumps({"reason": error.reason, "message": error.message}))
+    finally:
+        WeightFiles.read = read
     learner.close()
 
 
@@ -133,6 +153,13 @@ def test_a_folder_that_one_rank_cannot_read_is_refused_on_both(taken, name):
     assert "rank 1" in first["message"] and "nowhere" in second["message"]
 
 
+@pytest.mark.parametrize("name", MODELS)
+def test_a_disk_that_fails_on_one_rank_ends_both(taken, name):
+    first, second = (json.loads((taken / name / f"unreadable{rank}.json").read_text()) for rank in (0, 1))
+    assert first["reason"] == second["reason"] == "policy_unusable"
+    assert "rank 1" in first["message"] and "Input/output error" in second["message"]
+
+
 def _changed(root: Path, change) -> Path:
     folder = save_tiny_model(root / "changed", tied=True, seed=1)
     weights = load_file(folder / "model.safetensors")
@@ -157,6 +184,23 @@ def test_what_does_not_fit_is_refused_before_any_weight_has_changed(tmp_path, ch
     before = {name: tensor.clone() for name, tensor in learner.named_full_parameters()}
     with pytest.raises(StageError, match=words) as raised:
         learner.take_policy(_changed(tmp_path, change))
+    assert raised.value.reason == "policy_unusable"
+    assert all(torch.equal(tensor, before[name]) for name, tensor in learner.named_full_parameters())
+    learner.close()
+
+
+@pytest.mark.parametrize("error", [OSError(5, "Input/output error"), SafetensorError("header too large")])
+def test_a_file_that_fails_while_it_is_read_is_a_refusal_too(tmp_path, monkeypatch, error):
+    """A rank that raised anything else would not vote, and the others would wait for it."""
+    learner = make_learner(save_tiny_model(tmp_path / "base", tied=True, seed=0))
+    before = {name: tensor.clone() for name, tensor in learner.named_full_parameters()}
+
+    def read(self, name):
+        raise error
+
+    monkeypatch.setattr(WeightFiles, "read", read)
+    with pytest.raises(StageError, match=r"given cannot be read: .*(Input/output error|header too large)") as raised:
+        learner.take_policy(save_tiny_model(tmp_path / "given", tied=True, seed=1))
     assert raised.value.reason == "policy_unusable"
     assert all(torch.equal(tensor, before[name]) for name, tensor in learner.named_full_parameters())
     learner.close()
