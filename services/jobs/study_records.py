@@ -27,6 +27,19 @@ DIGITS = 6
 LEFT_OUT = ("comparisons", "models", "mlflow")
 """Sections of a report that are computed from the others and are large, or that mean something on one machine alone."""
 LEFT_OUT_OF_STAGES = ("model", "mlflow")
+DRIFT_DIGITS = 4
+DRIFT_FIGURES = (
+    "relative_l2",
+    "nss_median",
+    "nss_weighted",
+    "max_angle_deg_median",
+    "stable_rank_median",
+    "bf16_unchanged_share",
+    "principal_overlap",
+    "principal_update_share",
+    "update_in_principal_share",
+)
+"""Of the weights, over all tensors; what the report of a job has besides, by kind of matrix, would be half of every record."""
 FIELDS: dict[str, type] = {"format": int, "study": str, "arm": str, "order": str, "seed": int, "digest": str, "status": str}
 """What every record has, and of which type."""
 OPTIONAL: dict[str, Any] = {
@@ -111,7 +124,18 @@ def _report_text(path: Path, size: int, modified_ns: int, inode: int) -> bytes:
     kept = {key: value for key, value in content.items() if key not in LEFT_OUT}
     if "stages" in kept:
         kept["stages"] = [{key: value for key, value in stage.items() if key not in LEFT_OUT_OF_STAGES} for stage in kept["stages"]]
+    if kept.get("drift"):
+        kept["drift"] = _drift(kept["drift"])
     return zlib.compress(_compact(rounded(kept)).encode(), 1)
+
+
+def _drift(section: Mapping[str, Any]) -> dict[str, Any]:
+    """The section with the figures that are kept of weights, and fewer digits."""
+    parameters = [
+        {key: {name: value[name] for name in DRIFT_FIGURES if name in value} if key in ("base", "start") and value else value for key, value in entry.items()}
+        for entry in section.get("parameters") or []
+    ]
+    return rounded({**section, "parameters": parameters}, DRIFT_DIGITS)
 
 
 def _software(run_dir: Path) -> dict[str, str] | None:
@@ -125,13 +149,13 @@ def _software(run_dir: Path) -> dict[str, str] | None:
     return None
 
 
-def rounded(value: Any) -> Any:
-    """Every float with ``DIGITS`` significant digits; what is not finite becomes None."""
+def rounded(value: Any, digits: int = DIGITS) -> Any:
+    """Every float with so many significant digits; what is not finite becomes None."""
     if isinstance(value, float):
-        return float(f"{value:.{DIGITS}g}") if math.isfinite(value) else None
+        return float(f"{value:.{digits}g}") if math.isfinite(value) else None
     if isinstance(value, dict):
-        return {key: rounded(item) for key, item in value.items()}
-    return [rounded(item) for item in value] if isinstance(value, list | tuple) else value
+        return {key: rounded(item, digits) for key, item in value.items()}
+    return [rounded(item, digits) for item in value] if isinstance(value, list | tuple) else value
 
 
 # -- as files --------------------------------------------------------------------------------------------------------

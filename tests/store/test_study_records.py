@@ -88,3 +88,12 @@ def test_a_record_holds_nothing_that_means_something_on_one_machine_alone(tmp_pa
     report = {"format": 2, "stages": [stage], "models": {"sort": "/home/me/runs"}, "mlflow": {"job": "http://127.0.0.1:8701"}, "comparisons": {}}
     (tmp_path / "report.json").write_text(json.dumps(report))
     assert _of_member(tmp_path)["report"] == {"format": 2, "stages": [{"name": "sort", "gain": 0.5}]}
+
+
+def test_a_record_keeps_the_drift_over_all_tensors_and_four_digits(tmp_path):
+    point = {"stage": "sort", "step": 5, "base": {"relative_l2": 0.0123456, "mlp/relative_l2": 0.5}, "start": None}
+    report = {"format": 2, "drift": {"parameters": [point], "responses": [{"base": {"cosines": [0.99996, 0.123456]}}], "domain_distances": None}}
+    (tmp_path / "report.json").write_text(json.dumps(report))
+    found = _of_member(tmp_path)["report"]["drift"]
+    assert found["parameters"] == [{"stage": "sort", "step": 5, "base": {"relative_l2": 0.01235}, "start": None}]
+    assert found["responses"] == [{"base": {"cosines": [1.0, 0.1235]}}]

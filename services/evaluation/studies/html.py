@@ -20,6 +20,7 @@ from services.evaluation.studies.text import (
     counts_text,
     estimate_text,
     expected_text,
+    few_text,
     figure_text,
     machine_text,
     pairs_text,
@@ -99,7 +100,7 @@ def _summary(hypotheses: Sequence[Mapping[str, Any]]) -> str:
     rows = []
     for item in sorted(hypotheses, key=lambda item: VERDICT_ORDER.index(item["verdict"])):
         compared = escape(item["arm"]) + (f" &minus; {escape(item['against'])}" if item["against"] else "")
-        left_out = f"<br><small>left out, for the figure is not measured there: {escape(', '.join(item['left_out']))}</small>" if item["left_out"] else ""
+        left_out = f"<br><small>left out, not finished or the figure not measured: {escape(few_text(item['left_out']))}</small>" if item["left_out"] else ""
         left_out += f"<br><small>{item['stages_left_out']} stages left out: too little gain to be matched</small>" if item["stages_left_out"] else ""
         beside = f"<br>average scores: {escape(scores_text(item))}" if item["average_scores"] else ""
         rows.append([f"{escape(item['name'])}<br><small>{escape(item['claim'])}</small>", _badge(item["verdict"]), f"{escape(item['figure'])}<br><small>{compared}{beside}</small>", escape(expected_text(item)), _number(estimate_text(item["difference"], "+")), f"{figure_text(item['p_value'])}<br><small class=\"number\">Holm {figure_text(item['p_value_holm'])}</small>", escape(pairs_text(item["n"])) + left_out])

@@ -8,6 +8,8 @@ from typing import Any
 from services.evaluation.text_tables import table
 
 WORDS = {"seen": "seen", "not_seen": "not seen", "contradicted": "contradicted", "no_data": "no data"}
+NAMED = 4
+"""Members that are named one by one where some are left out."""
 MAIN_FIGURES = (
     "gain",
     "average_score",
@@ -76,10 +78,15 @@ def _hypotheses(hypotheses: Sequence[Mapping[str, Any]]) -> str:
     for item in hypotheses:
         arms = item["arm"] + (f" - {item['against']}" if item["against"] else "")
         lines.append([item["name"], WORDS[item["verdict"]], f"{item['figure']}: {arms}", estimate_text(item["difference"], "+"), expected_text(item), figure_text(item["p_value"]), figure_text(item["p_value_holm"]), pairs_text(item["n"])])
-    left_out = [f"{item['name']} leaves out {', '.join(item['left_out'])} (figure not measured there)" for item in hypotheses if item["left_out"]]
+    left_out = [f"{item['name']} leaves out {few_text(item['left_out'])} (not finished, or the figure was not measured)" for item in hypotheses if item["left_out"]]
     left_out += [f"{item['name']}: {item['stages_left_out']} stages are left out, where a run gained too little to be matched" for item in hypotheses if item["stages_left_out"]]
     left_out += [f"{item['name']}: average scores after the last stage {scores_text(item)}" for item in hypotheses if item["average_scores"]]
     return "Hypotheses\n" + table(lines) + "".join(f"\n{line}" for line in left_out)
+
+
+def few_text(names: Sequence[str]) -> str:
+    """The first of many names, and how many more."""
+    return ", ".join(names) if len(names) <= NAMED else f"{', '.join(names[:NAMED])} and {len(names) - NAMED} more"
 
 
 def scores_text(item: Mapping[str, Any]) -> str:
