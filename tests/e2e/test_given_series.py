@@ -93,6 +93,7 @@ def test_figures_and_one_page_that_needs_nothing_else_are_written(measured):
     assert "src=\"http" not in page and "<script" not in page and "unchanged" in page
 
 
+@pytest.mark.slow
 def test_a_stage_that_trains_after_a_given_one_starts_at_its_weights_and_a_killed_job_goes_on(service: Service, checkpoints, measured):
     """Given, trained, given; the learner is killed after the first. The rows of the given ones are what the other job measured."""
     unchanged, scaled = checkpoints
