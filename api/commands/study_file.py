@@ -42,7 +42,7 @@ def check(payload: Any, known: Sequence[Any], folders: Sequence[Path], settings:
     return study_plan(check_study(payload, records=known, folders=[folder.absolute() for folder in folders], cluster=cluster), cluster)
 
 
-def report(path: Path, known: Sequence[Any]) -> dict[str, Any]:
+def report(path: Path, known: Sequence[Any], changes: Sequence[str] = ()) -> dict[str, Any]:
     """The report of a study file and its records. Raises ``Refused`` where the file has faults of its own."""
     from pydantic import ValidationError
 
@@ -50,7 +50,7 @@ def report(path: Path, known: Sequence[Any]) -> dict[str, Any]:
     from services.evaluation.studies import build_study_report
     from services.jobs.faults import model_faults
 
-    payload = read(path)
+    payload = read(path, changes)
     try:
         study = StudySpec.model_validate(payload)
     except ValidationError as error:

@@ -14,7 +14,7 @@ import typer
 
 from api.client import ApiError
 from api.commands import study_file
-from api.commands.console import BY_STATUS, Exit, Format, Output, client, guard, leave, settings, stderr
+from api.commands.console import BY_STATUS, Exit, Format, Output, client, guard, leave, settings, stderr, stdout
 from api.commands.files import Changes
 from api.commands.study_text import unmatched_lines
 
@@ -46,18 +46,14 @@ def run(
                 visit.code = _follow(service, study["id"], folder, output, for_minutes)
             finally:
                 _write(service, study["id"], folder)
-        found = study_file.report(file, study_file.records(folder)) if not changes else None
-        if found is not None:
-            study_file.write_page(found, page)
+        found = study_file.report(file, study_file.records(folder), changes or ())
+        study_file.write_page(found, page)
     seconds = time.monotonic() - started
     if output is Format.JSON:
         print(json.dumps({"study": study["id"], "report": found, "seconds": round(seconds, 1), "exit_code": int(visit.code)}, default=str))
     else:
-        if found is not None:
-            from api.commands.console import stdout
-
-            stdout().print(study_file.report_text(found))
-            print(f"\nThe page with the plots: {page}; the records: {folder}")
+        stdout().print(study_file.report_text(found))
+        print(f"\nThe page with the plots: {page}; the records: {folder}")
         print(f"{seconds:.0f} s ({seconds / 60:.1f} minutes).")
     tell_service(visit, configured, keep=keep)
     leave(visit.code)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
 from api.client import ApiError
+from api.commands import study_file
 from api.commands.console import Exit, Format
 from api.commands.study_run import _begin, _follow, _write
 
@@ -115,3 +117,10 @@ def test_a_record_that_makes_way_is_told(tmp_path, capsys):
     _write(service, "study_1", tmp_path)
     assert json.loads(path.read_text())["digest"] == "d"
     assert "was moved to" in capsys.readouterr().err
+
+
+def test_the_report_is_of_the_file_with_its_changes(tmp_path):
+    """The digests of members follow the changes, so a report of the file alone would leave every record out."""
+    smoke = Path(__file__).resolve().parents[2] / "deploy" / "studies" / "smoke.yaml"
+    plain, changed = (study_file.report(smoke, [], changes) for changes in ((), ["base.defaults.steps=3"]))
+    assert "steps: 10" in plain["study"]["file"] and "steps: 3" in changed["study"]["file"]
