@@ -26,6 +26,6 @@ __all__ = [
 SOURCES: dict[str, type] = {"policy": PolicySource, "demonstrations": DemonstrationSource, "replayed": ReplayedSource}
 
 
-def build_source(experience: Any, **stage: Any) -> Source:
-    """The source that a composition's experience asks for; ``stage``: the fields of ``StageProblems``."""
-    return SOURCES[experience.kind](experience, StageProblems(**stage))
+def build_source(experience: Any, stage: StageProblems) -> Source:
+    """The source that a composition's experience asks for."""
+    return SOURCES[experience.kind](experience, stage)

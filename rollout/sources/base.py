@@ -96,6 +96,28 @@ class StageProblems:
             )
         return ids
 
+    def demonstration(self, problem: Problem) -> Completion:
+        """The problem's own solution. Nothing sampled it: log-probabilities are 0 and the policy version is 0. One longer than
+        ``max_tokens`` is cut there, without an end of turn, like a sampled one."""
+        ids = self.chat.completion_token_ids(problem.solution)
+        kept = ids[: self.sampling.max_tokens]
+        return Completion(
+            token_ids=kept,
+            logprobs=np.zeros(len(kept), dtype=np.float32),
+            finish_reason="stop" if len(kept) == len(ids) else "length",
+            policy_version=0,
+        )
+
+    def demonstrations(self, count: int) -> list[Completion]:
+        """The solutions of the stage's first ``count`` problems, without those that have none; no problem twice."""
+        found: dict[str, Completion] = {}
+        for index in range(-(-count // self.problems_per_step)):
+            problems = {problem.problem_id: problem for problem in self.problems(index)}
+            if any(name in found for name in problems):
+                break  # the data begin again
+            found |= {name: self.demonstration(one) for name, one in problems.items() if one.solution}
+        return list(found.values())[:count]
+
     def seed(self, step: int, slot: int) -> int:
         return sampling_seed(self.job_seed, self.stage_index, step, slot, spacing=self.rollouts_per_problem)
 

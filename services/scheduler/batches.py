@@ -19,7 +19,7 @@ from cluster.spec.job import JobSpec, ResolvedStage
 from rollout.context import StageContexts
 from rollout.domains import build_domain
 from rollout.engines.base import EngineSampling
-from rollout.sources import build_source
+from rollout.sources import StageProblems, build_source
 from services.scheduler.phases import Phases
 from trainer.packing import pack
 
@@ -73,8 +73,7 @@ class Batches:
         self._phases = Phases()
         self._failures: list[str] = []
         self._judged = 0
-        self._source = build_source(
-            composition.experience,
+        self._problems = StageProblems(
             domains=[(self._domains[part.name], part.weight) for part in stage.domains],
             chat=parts.chat,
             stage_index=stage.index,
@@ -88,6 +87,7 @@ class Batches:
             record_to=None if run_dir is None else recording_folder(run_dir, stage.index, stage.name),
             replay_from=_replayed(job, stage, run_dir, recorded or {}),
         )
+        self._source = build_source(composition.experience, self._problems)
         self._contexts = None
         if composition.teacher is not None:
             self._contexts = StageContexts(composition, parts.chat, self._generate_words, job_seed=job.seed, stage_index=stage.index)
@@ -99,6 +99,10 @@ class Batches:
         """Let go of processes that the contexts hold."""
         if self._contexts is not None:
             self._contexts.close()
+
+    def demonstrations(self, count: int) -> list[np.ndarray]:
+        """Token ids of the solutions of the stage's first problems, ``count`` at most."""
+        return [completion.token_ids for completion in self._problems.demonstrations(count)]
 
     # -- experience --------------------------------------------------------------------------------------------------
 

@@ -25,6 +25,8 @@ from services.scheduler.progress import Progress
 
 SAMPLES_EVERY_STEPS = 10
 SAMPLES_PER_TABLE = 4
+SOLUTIONS_COMPARED = 512
+"""Solutions of a stage's problems that the collapse watch knows."""
 ANCHORS = {"keep": "keep", "re_anchor": "policy", "reset": "base"}
 """The job file's words for a stage boundary to the teacher's."""
 
@@ -87,7 +89,8 @@ class Lead:
         if stage.composition.needs_reference:
             anchor = "resume" if resumed else ANCHORS[stage.boundary.reference]
             self.parts.teacher.begin_reference(anchor=anchor, snapshot=snapshot, update=self._progress.cursor.updates)
-        self.parts.side_watch.begin_stage(stage, resumed=resumed)
+        solutions = self._batches.demonstrations(SOLUTIONS_COMPARED) if self._batches is not None else []
+        self.parts.side_watch.begin_stage(stage, resumed=resumed, solutions=solutions)
         self.parts.log.stage_start(stage.name, stage.index, self._progress.cursor.global_step)
         self.parts.log.params(stage.name, _headline(stage), global_step=self._progress.cursor.global_step)
         for part in stage.domains:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,13 +54,13 @@ class SideWatch:
         if self._responses is not None:
             self._responses.base_row(scored, engines_hold_base=engines_hold_base)
 
-    def begin_stage(self, stage: ResolvedStage, *, resumed: bool) -> None:
-        """Forget the last stage, or go on in the middle of this one."""
+    def begin_stage(self, stage: ResolvedStage, *, resumed: bool, solutions: Sequence[np.ndarray] = ()) -> None:
+        """Forget the last stage, or go on in the middle of this one. ``solutions``: token ids of the domains' own answers."""
         kept, self._restored = self._restored, None
         if resumed and kept is not None and kept.get("stage") == stage.name:
             self._watch.restore(kept)
         else:
-            self._watch.begin_stage(stage.name, base=self._base_answers(stage))
+            self._watch.begin_stage(stage.name, base=self._base_answers(stage), solutions=self._with_text(solutions))
 
     def _base_answers(self, stage: ResolvedStage) -> list[tuple[np.ndarray, str]] | None:
         """(token ids, text) of the base on the stage's domains, as many of each as its weight asks for; None without them."""
@@ -70,7 +70,10 @@ class SideWatch:
         if found is None:
             return None
         counts = shares({part.name: (part.weight, len(found[part.name].token_ids)) for part in stage.domains})
-        return [(ids, self._chat.decode(ids)) for name, first in found.items() for ids in first.token_ids[: counts[name]]]
+        return self._with_text([ids for name, first in found.items() for ids in first.token_ids[: counts[name]]])
+
+    def _with_text(self, completions: Sequence[np.ndarray]) -> list[tuple[np.ndarray, str]]:
+        return [(ids, self._chat.decode(ids)) for ids in completions]
 
     def observe(self, step: int, values: dict[str, float], groups: list) -> dict[str, float]:
         """The step's collapse metrics; its warnings become events of the job."""

@@ -40,7 +40,7 @@ def test_format_items():
 
 def test_log_odds_by_hand():
     counts = Amplification()
-    counts.add_base([{"a"}] * 10 + [{"b"}] * 90)
+    counts.base.add([{"a"}] * 10 + [{"b"}] * 90)
     counts.add([{"a"}] * 50 + [{"b"}] * 50)
     [found] = counts.amplified()
     prior = PRIOR * 60 / 200
@@ -53,7 +53,7 @@ def test_log_odds_by_hand():
 
 def test_an_item_of_all_completions_is_not_amplified_whatever_the_counts():
     counts = Amplification()
-    counts.add_base([{"end"}] * 100)
+    counts.base.add([{"end"}] * 100)
     for _ in range(30):
         counts.add([{"end"}] * 100)
     assert all(one.lift <= 1.0 + 1e-12 for one in counts.amplified())
@@ -61,7 +61,7 @@ def test_an_item_of_all_completions_is_not_amplified_whatever_the_counts():
 
 def test_counts_fade():
     counts = Amplification()
-    counts.add_base([{"b"}] * 100)
+    counts.base.add([{"b"}] * 100)
     counts.add([{"a"}] * 10)
     counts.add([{"b"}] * 10)
     shares = {one.item: one.share_now for one in counts.amplified()}

@@ -17,7 +17,7 @@ from cluster.spec.experience import PolicyExperience
 from rollout.chat import ChatFormat
 from rollout.context import StageContexts
 from rollout.engines.base import EngineSampling
-from rollout.sources import build_source
+from rollout.sources import StageProblems, build_source
 
 CORPUS = ["solution feedback attempt answer now", "what is 37+58=? 95", "the quick brown fox", "too small too large wrong order"] * 4
 CHAT_TEMPLATE = (
@@ -158,6 +158,6 @@ def source(chat):
             "generate": generate or Generator(chat),
             "verify": Judge(),
         }
-        return build_source(experience or PolicyExperience(), **{**fields, **changes})
+        return build_source(experience or PolicyExperience(), StageProblems(**{**fields, **changes}))
 
     return make

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from numbers_domain import Generator, Judge, Numbers
@@ -152,3 +154,21 @@ def test_a_prefix_is_the_steps_own_limit_of_generation(source, chat):
     assert [sampling.max_tokens for _, sampling in generate.calls] == [2, 3, 5, 6, 32]
     first = made.next_experience(0, 3).groups[0].rollouts[0].completion
     assert len(first.token_ids) == 2 and first.finish_reason == "length"
+
+
+def test_demonstrations_of_a_stage_are_its_first_problems_solutions_each_once(source, chat):
+    problems = source()._stage
+    found = problems.demonstrations(6)
+    wanted = [problem.solution for step in (0, 1) for problem in problems.problems(step)][:6]
+    assert [chat.decode(one.token_ids) for one in found] == wanted and len(wanted) == 6
+    assert all(one.token_ids[-1] == chat.eos_token_id and one.finish_reason == "stop" for one in found)
+
+
+def test_demonstrations_stop_where_the_data_begin_again_and_leave_out_what_has_no_solution(source):
+    class Three(Numbers):
+        def problem(self, split, index):
+            found = super().problem(split, index % 3)
+            return replace(found, solution="") if index % 3 == 1 else found
+
+    problems = source(domains=[(Three("a"), 1.0)], problems_per_step=3)._stage
+    assert len(problems.demonstrations(64)) == 2

@@ -1,4 +1,4 @@
-"""Which items (n-grams of token ids, format pieces) are far more frequent now than they were at the base, and by how much.
+"""Which items (n-grams of token ids, format pieces) are far more frequent now than at the base and in the domain's own solutions.
 
 Log-odds with an informative Dirichlet prior (Monroe, Colaresi and Quinn 2008): for item w with counts y1 of n1 now and y0 of n0
 at the base, and prior a_w = A (y1 + y0) / (n1 + n0),
@@ -8,13 +8,16 @@ at the base, and prior a_w = A (y1 + y0) / (n1 + n0),
 An item counts at most once in a completion towards y, and n counts completions: tokens of one completion are not independent,
 and what amplifies is what more completions do. Counts of now fade with ``FADE`` a step. Repetition inside one completion is
 ``repetition.py``'s.
+
+The same comparison is made with the domain's solutions where there are any, and the weaker of the two counts: a policy that learns
+to answer as it should writes what right answers hold, and writes it more often than the base, which was not always right.
 """
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +27,7 @@ PRIOR = 20.0
 """A, in completions."""
 MIN_SHARE = 0.05
 """Of the completions now that an amplified item must be in."""
-MAX_BASE_ITEMS = 20_000
+MAX_REFERENCE_ITEMS = 20_000
 SMALLEST_WEIGHT = 0.5
 """Faded counts below this are forgotten."""
 
@@ -37,30 +40,58 @@ class Amplified:
     share_now: float
     share_base: float
     lift: float
-    """Share now over share at the base, both with the prior: the size of the effect (an item of all completions has 1)."""
+    """Share now over share at the base, both with the prior: the size of the effect (an item of all completions has 1). Over the
+    share in the solutions where that is less."""
     log_odds: float
+    """Against the base or against the solutions, the smaller; so is ``z``."""
     z: float
     """log_odds in standard errors: whether it can be chance."""
+    share_solutions: float | None = None
+    """None where the domain has no solutions to compare with."""
+
+
+class Reference:
+    """In how many completions each item is."""
+
+    def __init__(self, counts: Mapping[str, int] | None = None, completions: float = 0.0):
+        self.counts: Counter[str] = Counter(counts or {})
+        self.completions = float(completions)
+
+    def add(self, items_of_completions: Iterable[set[str]]) -> None:
+        for items in items_of_completions:
+            self.counts.update(items)
+            self.completions += 1
+
+    def freeze(self) -> None:
+        """Forget all but the most frequent items; a forgotten one counts as not seen."""
+        if len(self.counts) > MAX_REFERENCE_ITEMS:
+            self.counts = Counter(dict(self.counts.most_common(MAX_REFERENCE_ITEMS)))
+
+    def share(self, item: str) -> float:
+        return self.counts.get(item, 0) / self.completions
+
+    def against(self, item: str, y1: float, n1: float) -> tuple[float, float, float]:
+        """(lift, log-odds, z) of an item that is in ``y1`` of ``n1`` completions now."""
+        y0, n0 = float(self.counts.get(item, 0)), self.completions
+        prior = PRIOR * (y1 + y0) / (n1 + n0)
+        delta = _log_odds(y1 + prior, n1 + PRIOR) - _log_odds(y0 + prior, n0 + PRIOR)
+        lift = (y1 + prior) / (n1 + PRIOR) / ((y0 + prior) / (n0 + PRIOR))
+        return lift, delta, delta / math.sqrt(1.0 / (y1 + prior) + 1.0 / (y0 + prior))
 
 
 class Amplification:
-    """Counts at the base and now. Items are text; ``base`` may be handed in, else it is the first steps of the stage."""
+    """Counts at the base, in the domain's solutions and now. Items are text; the ``base`` may be handed in, else it is the first
+    steps of the stage; without ``solutions`` the base alone is compared with."""
 
     def __init__(self) -> None:
-        self.base: Counter[str] = Counter()
-        self.base_completions = 0.0
+        self.base, self.solutions = Reference(), Reference()
         self._now: dict[str, float] = {}
         self._now_completions = 0.0
 
-    def add_base(self, items_of_completions: Iterable[set[str]]) -> None:
-        for items in items_of_completions:
-            self.base.update(items)
-            self.base_completions += 1
-
-    def freeze_base(self) -> None:
-        """Forget all but the most frequent items; a forgotten one counts as not seen."""
-        if len(self.base) > MAX_BASE_ITEMS:
-            self.base = Counter(dict(self.base.most_common(MAX_BASE_ITEMS)))
+    def freeze(self) -> None:
+        """The references are complete."""
+        self.base.freeze()
+        self.solutions.freeze()
 
     def add(self, items_of_completions: Iterable[set[str]]) -> None:
         """One step's completions."""
@@ -74,33 +105,34 @@ class Amplification:
 
     def amplified(self, *, most: int = 5) -> list[Amplified]:
         """Items in at least ``MIN_SHARE`` of the completions now, the greatest lift first."""
-        n1, n0 = self._now_completions, self.base_completions
-        if n1 <= 0 or n0 <= 0:
+        if self._now_completions <= 0 or self.base.completions <= 0:
             return []
-        least = MIN_SHARE * n1
-        found = [self._compare(item, y1, n1, n0) for item, y1 in self._now.items() if y1 >= least]
+        least = MIN_SHARE * self._now_completions
+        found = [self._compare(item, weight) for item, weight in self._now.items() if weight >= least]
         return sorted((one for one in found if one.lift > 1.0), key=lambda one: -one.lift)[:most]
 
-    def _compare(self, item: str, y1: float, n1: float, n0: float) -> Amplified:
-        y0 = float(self.base.get(item, 0))
-        prior = PRIOR * (y1 + y0) / (n1 + n0)
-        delta = _log_odds(y1 + prior, n1 + PRIOR) - _log_odds(y0 + prior, n0 + PRIOR)
-        z = delta / math.sqrt(1.0 / (y1 + prior) + 1.0 / (y0 + prior))
-        lift = (y1 + prior) / (n1 + PRIOR) / ((y0 + prior) / (n0 + PRIOR))
-        return Amplified(item, y1 / n1, y0 / n0, lift, delta, z)
+    def _compare(self, item: str, weight: float) -> Amplified:
+        references = [self.base, self.solutions] if self.solutions.completions > 0 else [self.base]
+        lift, log_odds, z = (min(found) for found in zip(*(one.against(item, weight, self._now_completions) for one in references), strict=True))
+        in_solutions = self.solutions.share(item) if self.solutions.completions > 0 else None
+        return Amplified(item, weight / self._now_completions, self.base.share(item), lift, log_odds, z, in_solutions)
 
     def state(self) -> dict[str, Any]:
         return {
-            "base": dict(self.base),
-            "base_completions": self.base_completions,
+            "base": dict(self.base.counts),
+            "base_completions": self.base.completions,
+            "solutions": dict(self.solutions.counts),
+            "solutions_completions": self.solutions.completions,
             "now": self._now,
             "now_completions": self._now_completions,
         }
 
     @classmethod
     def restored(cls, state: dict[str, Any]) -> Amplification:
+        """A state that an older version wrote has no solutions."""
         counts = cls()
-        counts.base, counts.base_completions = Counter(state["base"]), float(state["base_completions"])
+        counts.base = Reference(state["base"], state["base_completions"])
+        counts.solutions = Reference(state.get("solutions"), state.get("solutions_completions", 0.0))
         counts._now, counts._now_completions = dict(state["now"]), float(state["now_completions"])
         return counts
 

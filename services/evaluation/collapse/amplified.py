@@ -1,4 +1,5 @@
-"""The detectors that read counts: which n-grams and format pieces are in far more completions than at the base."""
+"""The detectors that read counts: which n-grams and format pieces are in far more completions than at the base, and than in the
+domain's solutions."""
 
 from __future__ import annotations
 
@@ -27,14 +28,22 @@ def amplification_reading(
     worst = max(found, key=lambda one: _level(one, least_z))
     return Reading(
         level=strength,
-        message=f"{kind} {describe(worst.item)!r} is in {worst.share_now:.1%} of the completions, "
-        f"{worst.lift:.1f} times as many as {reference} ({worst.share_base:.1%})",
+        message=_message(kind, describe(worst.item), worst, reference),
         evidence={"amplified": _table(found, describe), "reference": reference},
     )
 
 
 def _level(one: Amplified, least_z: float) -> float:
     return min(one.lift / LIFT, one.z / least_z)
+
+
+def _message(kind: str, item: str, worst: Amplified, reference: str) -> str:
+    said = f"{kind} {item!r} is in {worst.share_now:.1%} of the completions, "
+    if worst.share_solutions is None:
+        return said + f"{worst.lift:.1f} times as many as {reference} ({worst.share_base:.1%})"
+    return said + (
+        f"{worst.lift:.1f} times as many as {reference} ({worst.share_base:.1%}) or in the domain's solutions ({worst.share_solutions:.1%})"
+    )
 
 
 def _table(found: Sequence[Amplified], describe: Describe) -> list[dict]:

@@ -51,9 +51,16 @@ class CollapseWatch:
         self._decode = decode
         self.begin_stage("")
 
-    def begin_stage(self, stage: str, *, base: Iterable[tuple[Sequence[int], str]] | None = None) -> None:
+    def begin_stage(
+        self,
+        stage: str,
+        *,
+        base: Iterable[tuple[Sequence[int], str]] | None = None,
+        solutions: Iterable[tuple[Sequence[int], str]] = (),
+    ) -> None:
         """Forget the last stage. ``base``: (token ids, text) of completions of the base model on this stage's domains; without
-        it the stage's first ``START_STEPS`` steps are the base."""
+        it the stage's first ``START_STEPS`` steps are the base. ``solutions``: the same of the domains' own solutions; what they
+        hold is not amplified where the policy writes it as often."""
         self._stage = stage
         self._steps = 0
         self._tracks: dict[str, Track] = {}
@@ -61,8 +68,11 @@ class CollapseWatch:
         self._counts = {code: Amplification() for code in COUNTED}
         self._base_given = base is not None
         for ids, text in base or ():
-            self._counts["ngrams_amplified"].add_base([ngram_items(list(map(int, ids)))])
-            self._counts["format_amplified"].add_base([format_items(text)])
+            self._counts["ngrams_amplified"].base.add([ngram_items(list(map(int, ids)))])
+            self._counts["format_amplified"].base.add([format_items(text)])
+        for ids, text in solutions:
+            self._counts["ngrams_amplified"].solutions.add([ngram_items(list(map(int, ids)))])
+            self._counts["format_amplified"].solutions.add([format_items(text)])
 
     def observe(self, step: int, metrics: Mapping[str, float], groups: Sequence[Any]) -> Findings:
         """One step of the stage: what the loop recorded, and its RolloutGroups."""
@@ -86,9 +96,9 @@ class CollapseWatch:
         ):
             counts.add(items)
             if not self._base_given and self._steps < START_STEPS:
-                counts.add_base(items)
+                counts.base.add(items)
             if self._steps == START_STEPS:
-                counts.freeze_base()
+                counts.freeze()
 
     def _readings(self, step: int) -> dict[str, Reading | None]:
         view = View(self._tracks, step)
