@@ -28,7 +28,7 @@ class Layout:
     engine_memory_fraction: float
     """Of one GPU, for the engine's weights and KV cache."""
     threads: int
-    """Of each process on a CPU machine; the roles take turns, so each may use every core."""
+    """Of each process on a CPU machine. The roles of a job take turns, so each may use every core that is its job's."""
 
     def bundles(self) -> list[dict[str, float]]:
         """Rollout workers first, then teachers; the learners' own group is made by Ray Train."""
@@ -54,16 +54,19 @@ def _bundle(gpus: float) -> dict[str, float]:
     return {"CPU": 1.0, "GPU": gpus} if gpus else {"CPU": 1.0}
 
 
-def plan_layout(device: str, *, rollout_workers: int, learners: int, teachers: int, cluster: dict[str, float]) -> Layout:
+def plan_layout(
+    device: str, *, rollout_workers: int, learners: int, teachers: int, cluster: dict[str, float], jobs_at_once: int = 1
+) -> Layout:
     """Turn a request into shares, or raise ``ResourceError`` saying what is needed and what was found.
 
-    ``cluster`` is Ray's total resources. One GPU alone: engine 0.45, teacher 0.15, learner 0.4 of it.
+    ``cluster`` is Ray's total resources. One GPU alone: engine 0.45, teacher 0.15, learner 0.4 of it. Without GPUs the cores are
+    divided among the ``jobs_at_once`` that the service runs: threads of two jobs on one core wait for each other.
     """
     gpus = int(cluster.get("GPU", 0))
     device = ("cuda" if gpus else "cpu") if device == "auto" else device
     cores = os.cpu_count() or 1
     if device == "cpu":
-        layout = Layout(device, rollout_workers, learners, teachers, 0.0, 0.0, 0.0, 0.0, cores)
+        layout = Layout(device, rollout_workers, learners, teachers, 0.0, 0.0, 0.0, 0.0, max(1, cores // jobs_at_once))
     elif gpus == 1 and rollout_workers == 1 and learners == 1:
         layout = Layout(device, 1, 1, teachers, 0.45, 0.4, 0.15, 0.4, cores)
     elif gpus == rollout_workers + learners and teachers:

@@ -39,6 +39,8 @@ TIMING = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
     "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "120",
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "300",
+    # an actor that watches for nodes about to be taken away, which the train function would not be told of; it takes seconds to start
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
 }

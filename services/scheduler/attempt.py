@@ -80,6 +80,7 @@ class Attempt:
             learners=compute.learners,
             teachers=int(needs_teacher),
             cluster=ray.cluster_resources(),
+            jobs_at_once=self.settings.max_running_jobs,
         )
         folder = local_folder(self.job.model, self.resolved)
         group = reserve(

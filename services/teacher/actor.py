@@ -5,19 +5,23 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from cluster.messages import TeacherRequest, TeacherScores
-from services.teacher.canary import Follow
-from services.teacher.scorer import TeacherScorer
+
+if TYPE_CHECKING:
+    from services.teacher.canary import Follow
 
 
 class TeacherActor:
     """Methods mirror the scorer's; Ray calls them one at a time."""
 
     def __init__(self, options: dict[str, Any]):
+        # here and not above: the driver names this class and needs none of the libraries, which cost it seconds
+        from services.teacher.scorer import TeacherScorer
+
         self._scorer = TeacherScorer(**options)
 
     def begin_stage(self, teacher: Any, options: dict[str, Any]) -> Follow:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import ray
@@ -17,9 +17,11 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from cluster.errors import HoldfastError, TeacherError
 from cluster.messages import TeacherRequest, TeacherScores
 from services.teacher.actor import TeacherActor
-from services.teacher.canary import Follow
-from services.teacher.payload import Payload
-from services.teacher.stage_weights import Anchor
+
+if TYPE_CHECKING:
+    from services.teacher.canary import Follow
+    from services.teacher.payload import Payload
+    from services.teacher.stage_weights import Anchor
 
 START_DEADLINE_S = 240.0
 """Also of ``begin_stage``, which may be the first call and may read the base model."""

@@ -39,3 +39,10 @@ def test_what_does_not_fit_is_named(arguments, resource, needed):
     with pytest.raises(ResourceError, match=f"needs {needed} {resource}") as raised:
         layout(**arguments)
     assert raised.value.details["resource"] == resource
+
+
+@pytest.mark.parametrize(("cores", "jobs_at_once", "threads"), [(2, 1, 2), (2, 2, 1), (16, 3, 5), (2, 8, 1)])
+def test_jobs_that_run_at_once_divide_the_cores_of_a_cpu_machine(monkeypatch, cores, jobs_at_once, threads):
+    monkeypatch.setattr("os.cpu_count", lambda: cores)
+    found = plan_layout("cpu", rollout_workers=1, learners=1, teachers=0, cluster={"CPU": 16}, jobs_at_once=jobs_at_once)
+    assert found.threads == threads
