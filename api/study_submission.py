@@ -20,6 +20,7 @@ from cluster.spec.study import Arm, Member, Order, StudySpec, expand, member_doc
 from services.jobs.faults import parse_job, pointer
 from services.jobs.input_hashes import input_hashes
 from services.jobs.study_faults import PLACEHOLDER_STAGE, parse_study
+from services.jobs.study_records import is_result
 from services.jobs.study_rows import NewMember
 
 OWN = ("name", "seed", "labels")
@@ -61,7 +62,7 @@ def check_study(
     members = expand(study)
     by_digest = {member.digest: member for member in members}
     fits = [admission.may_stand_in(record, by_digest.get(record["digest"]), study.name) for record in records]
-    done = {record["digest"]: index for index, (record, fit) in enumerate(zip(records, fits, strict=True)) if fit and record["status"] == "succeeded"}
+    done = {record["digest"]: index for index, (record, fit) in enumerate(zip(records, fits, strict=True)) if fit and is_result(record)}
     _refuse(report_faults(study, {index: records[index] for index in done.values()}), study)
     return StudySubmission(
         spec=study,

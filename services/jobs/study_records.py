@@ -48,6 +48,8 @@ OPTIONAL: dict[str, Any] = {
     **dict.fromkeys(("inputs", "machine", "software", "report"), dict),
 }
 """What may be left out or null; records of before a field was kept have none."""
+METHOD_REASONS = frozenset({"non_finite_loss"})
+"""Reasons of a failed run that are its method's."""
 REPLACED = "replaced"
 """Subfolder of an arm's for files that made way for another run's; it is not read."""
 
@@ -83,6 +85,16 @@ def member_record(study: str, member: MemberRecord, *, run_dir: Path, machine: M
         "software": _software(run_dir),
         "report": report,
     }
+
+
+def is_result(record: Mapping[str, Any]) -> bool:
+    """Whether nothing is left to run: it succeeded, or failed by its method."""
+    return record["status"] == "succeeded" or failed_by_its_method(record)
+
+
+def failed_by_its_method(record: Mapping[str, Any]) -> bool:
+    """Whether a run ended because of what was trained, not because of a machine: that is a result."""
+    return record["status"] == "failed" and record.get("reason") in METHOD_REASONS
 
 
 def study_records(study: str, members: Iterable[MemberRecord], kept: Mapping[int, Any], *, runs: Path, machine: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -184,7 +196,7 @@ def record_path(record: Mapping[str, Any], folder: Path) -> Path:
 
 
 def write_records(records: Iterable[Mapping[str, Any]], folder: Path, *, tell: Callable[[Path], None] | None = None) -> list[Path]:
-    """Write what is new or has changed; returns those paths. A file of a run that succeeded is never lost: it stays where the new
+    """Write what is new or has changed; returns those paths. A file of a run with a result is never lost: it stays where the new
     record has no result of the same work, and is moved aside where that is another run's (``tell`` hears its new path)."""
     written = []
     for record in records:
@@ -194,9 +206,9 @@ def write_records(records: Iterable[Mapping[str, Any]], folder: Path, *, tell: C
         if record["status"] == "succeeded" and record.get("report") is None:
             continue
         path.parent.mkdir(parents=True, exist_ok=True)
-        known = _succeeded(path)
+        known = _result(path)
         if known is not None and any(record.get(name) != known.get(name) for name in ("job_id", "digest")):
-            if record["status"] != "succeeded" and _same_work(record, known):
+            if not is_result(record) and _same_work(record, known):
                 continue
             aside = _move_aside(path)
             if tell is not None:
@@ -208,13 +220,13 @@ def write_records(records: Iterable[Mapping[str, Any]], folder: Path, *, tell: C
     return written
 
 
-def _succeeded(path: Path) -> dict[str, Any] | None:
-    """The record at a path where it is one of a run that succeeded."""
+def _result(path: Path) -> dict[str, Any] | None:
+    """The record at a path where it is a result."""
     try:
         record = _read_record(path) if path.is_file() else None
     except RecordError:
         return None
-    return record if record is not None and record["status"] == "succeeded" else None
+    return record if record is not None and is_result(record) else None
 
 
 def _same_work(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:

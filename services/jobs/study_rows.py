@@ -24,7 +24,8 @@ from services.jobs.states import TERMINAL
 from services.jobs.study_states import REQUESTS, check_study_request
 from services.jobs.tables import evaluations, jobs, stages, studies, study_members
 
-STATUS = func.coalesce(jobs.c.status, "succeeded")
+RECORD = study_members.c.record
+STATUS = func.coalesce(jobs.c.status, RECORD["status"].as_string())
 """Of a member; one without a job has a record."""
 
 
@@ -145,7 +146,8 @@ class StudyRows:
                 study_members.c.digest,
                 study_members.c.job_id,
                 STATUS.label("status"),
-                *(jobs.c[name] for name in ("reason", "message", "started_at", "finished_at")),
+                *(func.coalesce(jobs.c[name], RECORD[name].as_string()).label(name) for name in ("reason", "message")),
+                *(jobs.c[name] for name in ("started_at", "finished_at")),
                 func.coalesce(progress.c.steps_done, 0).label("steps_done"),
                 func.coalesce(progress.c.steps_total, 0).label("steps_total"),
                 study_members.c.record.is_not(None).label("recorded"),

@@ -209,6 +209,18 @@ def test_a_record_stands_in_for_the_member_that_it_names_alone(http, study):
     assert made["unmatched_records"] == ["fast/ab-9", "fast/ab-2", "fast/ba-2", "fast/ab-2"]
 
 
+def test_a_record_of_a_run_that_failed_by_its_method_is_a_result_and_one_that_a_machine_ended_is_none(http, study):
+    records = [
+        _record_of(study, 0, status="failed", reason="non_finite_loss", report=None),
+        _record_of(study, 1, status="failed", reason="cluster_lost", report=None),
+        _record_of(study, 2, status="cancelled", reason="cancelled", report=None),
+    ]
+    made = _submit(http, study, records=records)
+    assert [(member["recorded"], member["status"]) for member in made["members"]][:3] == [(True, "failed"), (False, "queued"), (False, "queued")]
+    assert made["members"][0]["reason"] == "non_finite_loss"
+    assert http.get(f"/v1/studies/{made['id']}/records").json()["data"] == [records[0]]
+
+
 @pytest.fixture
 def data_study(study, tmp_path) -> dict:
     """The study with a data set in its first stage."""

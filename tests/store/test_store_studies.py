@@ -28,7 +28,7 @@ def study_spec(**changes) -> StudySpec:
 def make_study(store):
     """``make_study(recorded={position})`` stores a study of four members; those of ``recorded`` come with a record."""
 
-    def make(recorded=(), key=None, request_hash="h", **changes):
+    def make(recorded=(), key=None, request_hash="h", record=None, **changes):
         spec = study_spec(**changes)
         members = [
             NewMember(
@@ -38,7 +38,7 @@ def make_study(store):
                 digest=member.digest,
                 spec=None if member.position in recorded else job_spec(f"m-{member.position}"),
                 resolved={"model_path": "/m", "model_sha256": "0" * 64} | ({"inputs": {"/stages/0/domain": "f"}} if member.position == 1 else {}),
-                record={"status": "succeeded", "arm": member.arm} if member.position in recorded else None,
+                record=(record or {"status": "succeeded", "arm": member.arm}) if member.position in recorded else None,
             )
             for member in expand(spec)
         ]
@@ -79,6 +79,16 @@ def test_a_member_with_a_record_has_no_job_and_counts_as_succeeded(store, make_s
     assert [member.inputs for member in members] == [None, {"/stages/0/domain": "f"}, None, None]
     assert study.counts == {"succeeded": 2, "queued": 2}
     assert store.kept_records(study.id) == {0: {"status": "succeeded", "arm": "a"}, 3: {"status": "succeeded", "arm": "b"}}
+
+
+def test_a_member_whose_record_says_that_its_method_failed_counts_as_failed_and_is_not_run_again(store, make_study):
+    record = {"status": "failed", "reason": "non_finite_loss", "message": "3 steps in a row", "arm": "a"}
+    study = make_study(recorded={0}, record=record)
+    first = store.study_members(study.id)[0]
+    assert (first.status, first.reason, first.message, first.job_id) == ("failed", "non_finite_loss", "3 steps in a row", None)
+    assert study.counts == {"failed": 1, "queued": 3}
+    store.request_study(study.id, "pause")
+    assert store.request_study(study.id, "resume").counts == {"failed": 1, "queued": 3}
 
 
 def test_an_idempotency_key_stands_for_one_study(store, make_study):

@@ -65,6 +65,13 @@ def test_a_record_of_a_run_without_a_result_makes_way(tmp_path):
     assert not (tmp_path / "a" / "replaced").exists()
 
 
+def test_a_record_of_a_method_that_failed_is_not_lost_to_a_run_without_a_result(tmp_path):
+    failed = _record(status="failed", reason="non_finite_loss", report=None)
+    write_records([failed], tmp_path)
+    assert write_records([_record(status="failed", reason="cluster_lost", report=None, job_id="job_2")], tmp_path) == []
+    assert read_records(tmp_path) == [failed]
+
+
 @pytest.mark.parametrize("changes", [{"digest": "e" * 64}, {"model_sha256": "m2", "status": "failed"}, {"inputs": {"/x": "2"}, "status": "failed"}, {}])
 def test_a_file_of_another_run_is_moved_aside(tmp_path, changes):
     old, new, told = _record(model_sha256="m1", inputs={"/x": "1"}), _record(job_id="job_2", model_sha256="m1") | changes, []

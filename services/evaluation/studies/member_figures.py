@@ -11,7 +11,8 @@ from statistics import fmean, median
 
 from cluster.spec.study import FIGURES, StudySpec
 from services.evaluation.plots.runs import Run
-from services.evaluation.studies.members import Record, failed_by_its_method, run_of
+from services.evaluation.studies.members import Record, run_of
+from services.jobs.study_records import failed_by_its_method
 
 AMPLIFICATION_CODES = ("ngrams_amplified", "format_amplified")
 COLLAPSED_SHARE = 0.5

@@ -11,10 +11,9 @@ from typing import Any
 
 from cluster.spec.study import Member, StudySpec, expand
 from services.evaluation.plots.runs import Run, run_of_report
+from services.jobs.study_records import is_result
 
 RECORD_FORMAT = 1
-METHOD_REASONS = frozenset({"non_finite_loss"})
-"""Reasons of a failed run that are its method's."""
 Key = tuple[str, str, int]
 """Arm, order, seed."""
 Record = Mapping[str, Any]
@@ -92,13 +91,3 @@ def run_of(record: Record, study: StudySpec) -> Run | None:
     """The record's run; None where it has no report."""
     setup = next((order.setup for order in study.all_orders() if order.name == record["order"]), ())
     return run_of_report(record.get("report") or {}, arm=record["arm"], order=record["order"], seed=record["seed"], setup=setup)
-
-
-def is_result(record: Record) -> bool:
-    """Whether nothing is left to run: it succeeded, or failed by its method."""
-    return record["status"] == "succeeded" or failed_by_its_method(record)
-
-
-def failed_by_its_method(record: Record) -> bool:
-    """Whether a run ended because of what was trained, not because of a machine: that is a result."""
-    return record["status"] == "failed" and record.get("reason") in METHOD_REASONS

@@ -22,7 +22,8 @@ from services.evaluation.plots.series import all_series
 from services.evaluation.studies.hypotheses import verdicts
 from services.evaluation.studies.matched_gain import matched_gain, matched_steps
 from services.evaluation.studies.member_figures import PAIRWISE, figures_of_run
-from services.evaluation.studies.members import Key, Record, failed_by_its_method, matched_records, run_of, words_of
+from services.evaluation.studies.members import Key, Record, matched_records, run_of, words_of
+from services.jobs.study_records import failed_by_its_method
 
 STUDY_REPORT_FORMAT = 1
 SUCCEEDED = "succeeded"
