@@ -152,7 +152,7 @@ class Learner:
 
     def _new_metrics(self) -> StepMetrics:
         loss = self._loss
-        own = ("rows/live", "samples/live", "tokens/forward", "gradient/squared")
+        own = ("rows/live", "samples/live", "tokens/trained", "tokens/forward", "gradient/squared")
         own += ("anchor/squared",) if self._anchor.is_active else ()
         digest = tuple(f"gradient/squared_of/{name}" for name in self._digest_names())
         return StepMetrics(
@@ -175,7 +175,8 @@ class Learner:
         self.model(packed, job).backward()
         metrics.add_sum("rows/live", rows.count)
         metrics.add_sum("samples/live", len(samples))
-        metrics.add_sum("tokens/forward", packed.token_ids.shape[1])
+        metrics.add_sum("tokens/trained", sum(len(sample.prompt_token_ids) + len(sample.completion_token_ids) - 1 for sample in samples))
+        metrics.add_sum("tokens/forward", packed.token_ids.shape[1])  # fewer: a prompt that comes again is read once
 
     def _train_on_nothing(self) -> None:
         """One token and a zero loss through every parameter, so that this rank's collectives match the others'."""

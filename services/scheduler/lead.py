@@ -221,7 +221,7 @@ class Lead:
             "policy/version": float(self._progress.version),
             "parity/max_abs_nats": self._parity_nats,
             "seconds/step": step_s,
-            "throughput/trained_tokens_per_s": report.metrics.get("tokens/forward", 0.0) / max(seconds["learner"], 1e-9),
+            "throughput/trained_tokens_per_s": report.metrics.get("tokens/trained", 0.0) / max(seconds["learner"], 1e-9),
             "throughput/completion_tokens_per_s": self._step_tokens / max(self._phases.seconds.get("rollout", 0.0), 1e-9),
         }
         values |= {f"seconds/{name}": value for name, value in {**seconds, **self._phases.seconds}.items()}

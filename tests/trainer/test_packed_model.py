@@ -9,6 +9,7 @@ from tiny_policy import VOCABULARY, save_tiny_model
 from transformers import AutoModelForCausalLM
 from transformers.masking_utils import create_causal_mask
 
+from trainer.modeling.attention import repeat_rows
 from trainer.modeling.packed import pack_sequences
 from trainer.modeling.policy_model import PolicyModel
 from trainer.modeling.scoring import score_rows
@@ -124,8 +125,39 @@ def test_prompts_that_come_again_go_through_the_model_once_and_change_nothing(tm
     assert different.layout.shared is None
 
 
-def test_shared_prompts_are_not_for_training(tmp_path):
-    model = PolicyModel.load(save_tiny_model(tmp_path, tied=True))
-    (prompt, completion), *_ = _pairs()
-    with pytest.raises(ValueError, match="for scoring only"):
-        model(pack_sequences([(prompt, completion)] * 2, share_prompts=True), lambda hidden, _: hidden)
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("config", [{}, {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 0}], ids=["causal", "window"])
+def test_shared_prompts_give_the_gradient_of_repeated_ones(tmp_path, config, tied):
+    """Several completions of one prompt pull at it together; a prompt that comes once, and one of a single token, are among them.
+
+    transformers' norms compute in float32 whatever the model's dtype, so a sum before them and one behind them differ by its rounding.
+    """
+    model = PolicyModel.load(save_tiny_model(tmp_path, tied=tied, **config), dtype=torch.float64)
+    (first, _), (second, _), (third, _), *_ = _pairs(2)
+    completions = [completion for _, completion in _pairs(3, lengths=((1, 5), (1, 1), (1, 9), (1, 2), (1, 5), (1, 4), (1, 3)))]
+    pairs = list(zip((first, second, first, first, second[:1], third, second[:1]), completions, strict=True))
+    gradients = []
+    for packed in (pack_sequences(pairs), pack_sequences(pairs, share_prompts=True)):
+        factors = torch.randn((len(packed.target_ids), model.config.hidden_size), generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+        model.zero_grad()
+        model(packed, lambda hidden, head, factors=factors: (hidden * factors).tanh().sum() + head.pow(2).sum()).backward()
+        gradients.append({name: parameter.grad.clone() for name, parameter in model.named_parameters()})
+    assert packed.layout.shared is not None
+    for name, expected in gradients[0].items():
+        largest = float(expected.abs().max())
+        assert largest > 1e-6, name
+        torch.testing.assert_close(gradients[1][name], expected, atol=5e-7 * largest, rtol=0, msg=lambda text, name=name: f"{name}: {text}")
+
+
+def test_the_gradient_of_a_row_that_comes_again_is_summed_in_float32():
+    source = torch.zeros((1, 1), dtype=torch.bfloat16, requires_grad=True)
+    rows = repeat_rows(source, torch.zeros(1000, dtype=torch.int64))
+    rows.backward(torch.full((1000, 1), 1.0, dtype=torch.bfloat16))
+    assert source.grad.item() == 1000.0  # in bfloat16 the sum would stop at 256
+
+
+def test_a_prompt_that_saves_next_to_nothing_is_repeated():
+    prompt, long = np.array([1, 2], dtype=np.int32), np.arange(60, dtype=np.int32)
+    assert pack_sequences([(prompt, long)] * 2, share_prompts=True).layout.shared is None
+    assert pack_sequences([(prompt, long[:10])] * 2, share_prompts=True).token_ids.shape[1] == 20
+

@@ -41,6 +41,29 @@ class _Reindex(torch.autograd.Function):
         return result, None, None, None
 
 
+class _Repeat(torch.autograd.Function):
+    """out[i] = source[index[i]] along dim 0, where a source row comes any number of times. Its gradient is summed in float32 (float64
+    for float64): of half precision, many copies of a prompt would lose what each of them says."""
+
+    @staticmethod
+    def forward(ctx, source: Tensor, index: Tensor) -> Tensor:
+        ctx.save_for_backward(index)
+        ctx.num_rows = source.shape[0]
+        return source.index_select(0, index)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor):
+        (index,) = ctx.saved_tensors
+        wide = gradient if gradient.dtype == torch.float64 else gradient.float()
+        total = torch.zeros((ctx.num_rows, *gradient.shape[1:]), dtype=wide.dtype, device=gradient.device)
+        return total.index_add_(0, index, wide).to(gradient.dtype), None
+
+
+def repeat_rows(source: Tensor, index: Tensor) -> Tensor:
+    """[U, ...], int64 [R] -> [R, ...]: rows of ``source`` that may come several times, with the gradient of all of them."""
+    return _Repeat.apply(source, index)
+
+
 def _unfold(packed: Tensor, layout: SequenceLayout) -> Tensor:
     """[N, heads, D] -> [B, heads, L, D]"""
     if layout.padded_from_packed is not None:
@@ -117,11 +140,11 @@ def packed_attention(
     shared = packed_layout.shared
     if shared is None:
         return attend(*packed, packed_layout, scaling, sliding_window)[None], None
-    if torch.is_grad_enabled() and query.requires_grad:
-        raise ValueError(f"{PACKED_ATTENTION}: prompts are shared for scoring only; pack without share_prompts to train")
-    repeated = [part.index_select(0, shared.repeated_from_shared) for part in packed]
-    output = attend(*repeated, packed_layout, scaling, sliding_window)
-    return output.index_select(0, shared.shared_from_repeated)[None], None
+    # of a query that stands in several places one is read, so one has a gradient; of its key and value all are read
+    queries = _Reindex.apply(packed[0], shared.repeated_from_shared, shared.shared_from_repeated, None)
+    keys, values = (repeat_rows(part, shared.repeated_from_shared) for part in packed[1:])
+    output = attend(queries, keys, values, packed_layout, scaling, sliding_window)
+    return _Reindex.apply(output, shared.shared_from_repeated, shared.repeated_from_shared, shared.is_left_out)[None], None
 
 
 AttentionInterface.register(PACKED_ATTENTION, packed_attention)

@@ -70,16 +70,17 @@ class LossRows:
 
 
 def collate(
-    samples: Sequence[TrainingSample], loss: StageLoss, *, device: str | torch.device = "cpu"
+    samples: Sequence[TrainingSample], loss: StageLoss, *, device: str | torch.device = "cpu", share_prompts: bool = True
 ) -> tuple[PackedSequences, LossRows]:
-    """Pack the samples of a micro-batch. Raises ValueError where a term's inputs are missing on a sample that carries it."""
+    """Pack the samples of a micro-batch; rollouts of one problem share its prompt. Raises ValueError where a term's inputs are missing
+    on a sample that carries it."""
     for sample in samples:
         _check(sample, loss)
     _check_payload(samples)
     pairs = [(sample.prompt_token_ids, sample.completion_token_ids) for sample in samples]
     weights = {term.name: _per_token(samples, "term_weights", term.name) for term in loss.terms}
     selected = np.flatnonzero(np.any([values != 0 for values in weights.values()], axis=0))
-    packed = pack_sequences(pairs, device=device)
+    packed = pack_sequences(pairs, device=device, share_prompts=share_prompts)
     rows = torch.from_numpy(selected).to(device)
     packed = replace(packed, row_indices=packed.row_indices[rows], target_ids=packed.target_ids[rows])
     take = _Take(samples, selected, device)

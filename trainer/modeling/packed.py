@@ -14,15 +14,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
+MIN_SAVED = 0.05
+"""Of a pack's tokens: below it the copies that attention needs cost as much as the tokens that are saved."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SharedPrompts:
-    """Between a pack of U tokens with every prompt once and the same pack of N tokens with every prompt repeated."""
+    """Between a pack of U tokens with every prompt once and the same pack of N tokens with every prompt repeated.
+
+    Every layer reads a prompt once and attention reads it repeated, so values and gradients are those of the repeated pack.
+    """
 
     repeated_from_shared: Tensor
     """int64 [N]"""
     shared_from_repeated: Tensor
     """int64 [U]: one of the places of every token; what attention gives is the same in all of them."""
+    is_left_out: Tensor
+    """bool [N]: the other places"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,8 +81,8 @@ def pack_sequences(
 ) -> PackedSequences:
     """Pack (prompt_ids, completion_ids) pairs, both int [>= 1], in the order given.
 
-    ``share_prompts``: equal prompts go through the model once; for scoring only, gradients would be wrong. Raises ValueError
-    for an empty prompt or completion: the first completion token needs a position that predicts it.
+    ``share_prompts``: equal prompts go through the model once where that saves ``MIN_SAVED`` of the tokens. Raises ValueError for
+    an empty prompt or completion: the first completion token needs a position that predicts it.
     """
     if any(len(prompt) == 0 or len(completion) == 0 for prompt, completion in pairs):
         raise ValueError("a packed sequence needs at least one prompt token and one completion token")
@@ -90,7 +98,10 @@ def pack_sequences(
     if share_prompts and (places := _shared_places([prompt for prompt, _ in pairs], starts)) is not None:
         kept, place = places
         token_ids, position_ids, row_indices = token_ids[kept], position_ids[kept], place[row_indices]
-        layout = replace(layout, shared=SharedPrompts(repeated_from_shared=to_device(place), shared_from_repeated=to_device(kept)))
+        is_left_out = np.ones(starts[-1], dtype=bool)
+        is_left_out[kept] = False
+        shared = SharedPrompts(repeated_from_shared=to_device(place), shared_from_repeated=to_device(kept), is_left_out=to_device(is_left_out))
+        layout = replace(layout, shared=shared)
     return PackedSequences(
         token_ids=to_device(token_ids)[None],
         position_ids=to_device(position_ids)[None],
@@ -104,16 +115,16 @@ def pack_sequences(
 def _shared_places(prompts: Sequence[np.ndarray], starts: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
     """(tokens of the repeated pack that stay, int64 [U]; the place of each repeated token among them, int64 [N]).
 
-    None where no prompt comes twice.
+    None where too few prompts come again.
     """
     source = np.arange(starts[-1])
     first: dict[bytes, int] = {}
     for start, prompt in zip(starts, prompts, strict=False):
         earlier = first.setdefault(np.ascontiguousarray(prompt, dtype=np.int64).tobytes(), start)
         source[start : start + len(prompt)] = np.arange(earlier, earlier + len(prompt))
-    if len(first) == len(prompts):
-        return None
     kept = np.flatnonzero(source == np.arange(len(source)))
+    if len(kept) > (1.0 - MIN_SAVED) * len(source):
+        return None
     return kept, np.searchsorted(kept, source)
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.utils import logging as transformers_logging
 
-from trainer.modeling.attention import PACKED_ATTENTION
+from trainer.modeling.attention import PACKED_ATTENTION, repeat_rows
 from trainer.modeling.packed import PackedSequences
 
 Result = TypeVar("Result")
@@ -86,7 +86,8 @@ class PolicyModel(nn.Module):
         output = self.backbone(
             input_ids=packed.token_ids, position_ids=packed.position_ids, use_cache=False, packed_layout=packed.layout
         )
-        return head(output.last_hidden_state[0].index_select(0, packed.row_indices), self.head_weight)
+        # a row twice: the last token of a shared prompt predicts the first token of several completions
+        return head(repeat_rows(output.last_hidden_state[0], packed.row_indices), self.head_weight)
 
     @torch.no_grad()
     def hidden_states(self, packed: PackedSequences) -> Tensor:
