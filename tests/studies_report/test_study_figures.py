@@ -33,8 +33,8 @@ def figures(report):
 
 
 def test_every_figure_of_a_study(figures):
-    of_orders = {f"{key}-order-{order}" for key in ("score_by_stage", "drift_by_stage", "similarity_by_stage", "retention") for order in (0, 1)}
-    assert set(figures) == {"hypotheses", "gain_and_retention", "forgetting_by_distance"} | of_orders
+    keys = ("score_by_stage", "gain_and_retention", "drift_by_stage", "similarity_by_stage", "forgetting_by_distance", "retention")
+    assert set(figures) == {"hypotheses"} | {f"{key}-order-{order}" for key in keys for order in (0, 1)}
     once = {key: figure for key, figure in figures.items() if not key.endswith("order-1")}
     assert all(png.startswith(b"\x89PNG") and len(png) > 10_000 for png in _drawn(once).values())
 
@@ -44,6 +44,17 @@ def test_an_arm_has_the_same_line_in_every_panel(figures):
         for axes in figures[key].axes:
             colours = {line.get_color() for line in axes.get_lines() if len(line.get_xdata()) > 2}
             assert {style.colour for style in arm_styles({"arm-0": "a", "arm-1": "b"}).values()} <= colours
+
+
+@pytest.mark.parametrize("order", ["order-0", "order-1"])
+def test_the_clouds_of_gain_and_distance_are_of_one_order(report, figures, order):
+    own = [item["figures"] for item in report["members"] if item["order"] == order]
+    axes = figures[f"gain_and_retention-{order}"].axes[0]
+    small = [point for line in axes.get_lines() if line.get_markersize() == 4 for point in zip(*line.get_data(), strict=True)]
+    assert sorted(small) == sorted((item["gain"], item["backward_transfer"]) for item in own)
+    points = [point for point in report["series"]["distance"]["points"] if point["order"] == order]
+    drawn = [value for axes in figures[f"forgetting_by_distance-{order}"].axes for line in axes.get_lines() if line.get_linestyle() == "None" for value in line.get_ydata()]
+    assert sorted(drawn) == sorted(point["change"] for point in points)
 
 
 def test_the_score_panel_shades_where_a_domain_is_trained_and_draws_the_means(report, figures):

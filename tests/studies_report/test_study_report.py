@@ -60,7 +60,9 @@ def test_forgetting_is_set_against_distance(report):
         ("arithmetic", "tool_call", pytest.approx(0.1)),
         ("strings", "tool_call", pytest.approx(0.05)),
     ]
-    assert all(fit["n"] == 18 for fit in report["series"]["distance"]["fits"])
+    fits = report["series"]["distance"]["fits"]
+    assert [(fit["order"], fit["arm"]) for fit in fits] == [(order, arm) for order in ("order-0", "order-1") for arm in ("arm-0", "arm-1")]
+    assert all(fit["n"] == 9 and fit["num_pairs"] == 3 for fit in fits)  # three seeds, an order's own three pairs of domains
 
 
 def test_what_has_not_finished_is_counted_and_what_failed_is_listed(small_study, small_records):

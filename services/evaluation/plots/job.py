@@ -27,7 +27,7 @@ def job_figures(report: Mapping[str, Any]) -> dict[str, Any]:
         "score_by_stage": score_figure(series["scores"], layout, styles, title=f"Scores of {name}", over=""),
         "drift_by_step": drift_figure(series, layout, styles, title=f"Drift of {name}", over=""),
         "similarity_by_stage": similarity_figure(series["similarity"], layout, styles, title=f"How alike the answers of {name} are to the base's"),
-        "forgetting_by_distance": distance_figure(series["distance"], styles, title=f"Forgetting against the distance of domains: {name}"),
+        "forgetting_by_distance": distance_figure(series["distance"], layout, styles, title=f"Forgetting against the distance of domains: {name}"),
     }
     return {key: figure for key, figure in found.items() if figure is not None}
 

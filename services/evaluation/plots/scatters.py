@@ -29,10 +29,12 @@ NAME_ROOM = (230.0, 11.0)
 """Of one name."""
 
 
-def gain_figure(members: Sequence[Point], styles: Styles, *, title: str):
-    """Gain against backward transfer and against forgetting; a point per run, and each arm's mean with its interval."""
+def gain_figure(members: Sequence[Point], layout: Mapping[str, Any], styles: Styles, *, title: str):
+    """Gain against backward transfer and against forgetting, of the runs of one order; a point per run, and each arm's mean with its
+    interval."""
+    of_order = [item for item in members if item["order"] == layout["order"]]
     sides = [
-        (name, unit, [item for item in members if item["figures"]["gain"] is not None and item["figures"][name] is not None])
+        (name, unit, [item for item in of_order if item["figures"]["gain"] is not None and item["figures"][name] is not None])
         for name, unit in (("backward_transfer", "backward transfer (score; above 0: kept or gained)"), ("forgetting", "forgetting (score; biased upward)"))
     ]
     sides = [side for side in sides if side[2]]
@@ -71,16 +73,17 @@ def _to_means(axes, pairs: Sequence[tuple[float, float]]) -> None:
         limit(min(values) - room, max(values) + room)
 
 
-def distance_figure(distance: Mapping[str, Sequence[Point]], styles: Styles, *, title: str):
-    """A panel per arm: change of an earlier domain's score over a later stage, against the distance of both; fit, rank correlation."""
-    points = distance["points"]
+def distance_figure(distance: Mapping[str, Sequence[Point]], layout: Mapping[str, Any], styles: Styles, *, title: str):
+    """A panel per arm, of the runs of one order: change of an earlier domain's score over a later stage, against the distance of both;
+    fit, rank correlation."""
+    points = [point for point in distance["points"] if point["order"] == layout["order"]]
     arms = [name for name in styles if any(point["arm"] == name for point in points)]
     if not arms:
         return None
     columns = columns_for(len(arms), 4)
     subtitle = "a point is a domain learned earlier and a later stage of one run; below 0 it was forgotten; points of one run are not independent of each other"
     figure, axes = panels(len(arms), width=3.1 if len(arms) > 1 else 6.4, height=2.7 if len(arms) > 1 else 3.6, columns=columns, title=title, subtitle=subtitle, share_y=True)
-    fits = {fit["arm"]: fit for fit in distance["fits"]}
+    fits = {fit["arm"]: fit for fit in distance["fits"] if fit["order"] == layout["order"]}
     for place, (arm, one) in enumerate(zip(arms, axes, strict=True)):
         of_arm, fit, style = [point for point in points if point["arm"] == arm], fits[arm], styles[arm]
         one.axhline(0.0, color=FAINT, linewidth=0.9)

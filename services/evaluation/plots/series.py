@@ -166,17 +166,19 @@ def distance_points(runs: Sequence[Run]) -> Series:
 
 
 def distance_fits(points: Series) -> Series:
-    """Per arm: least-squares line and Spearman's rank correlation over all its points."""
+    """Per order and arm: least-squares line and Spearman's rank correlation over all their points. Orders are not pooled: in each a
+    pair of domains lies at another place of the run, and an arm's orders need not be another's."""
     from scipy.stats import spearmanr
 
     found = []
-    for arm in dict.fromkeys(point["arm"] for point in points):
-        x, y = (np.array([point[key] for point in points if point["arm"] == arm]) for key in ("mmd_squared", "change"))
-        pairs = {(point["domain"], point["stage"]) for point in points if point["arm"] == arm}
+    for order, arm in dict.fromkeys((point["order"], point["arm"]) for point in points):
+        own = [point for point in points if (point["order"], point["arm"]) == (order, arm)]
+        x, y = (np.array([point[key] for point in own]) for key in ("mmd_squared", "change"))
+        pairs = {(point["domain"], point["stage"]) for point in own}
         enough = len(np.unique(x)) >= MIN_FOR_RANKS and len(np.unique(y)) > 1
         slope, intercept = (float(value) for value in np.polyfit(x, y, 1)) if enough else (None, None)
         ranks = float(spearmanr(x, y).statistic) if enough else None
-        found.append({"arm": arm, "n": len(x), "num_pairs": len(pairs), "slope": slope, "intercept": intercept, "spearman": ranks, "low": float(x.min()), "high": float(x.max())})
+        found.append({"order": order, "arm": arm, "n": len(x), "num_pairs": len(pairs), "slope": slope, "intercept": intercept, "spearman": ranks, "low": float(x.min()), "high": float(x.max())})
     return found
 
 

@@ -29,10 +29,10 @@ def study_figures(report: Mapping[str, Any]) -> dict[str, Any]:
     found = {
         "hypotheses": forest_figure(report["hypotheses"], titles, title="Hypotheses"),
         **_of_orders(report, "score_by_stage", lambda layout, name: score_figure(series["scores"], layout, styles, title="Score by stage and domain" + name)),
-        "gain_and_retention": gain_figure(report["members"], styles, title="Gain and retention"),
+        **_of_orders(report, "gain_and_retention", lambda layout, name: gain_figure(report["members"], layout, styles, title="Gain and retention" + name)),
         **_of_orders(report, "drift_by_stage", lambda layout, name: drift_figure(series, layout, styles, title="Drift by stage" + name)),
         **_of_orders(report, "similarity_by_stage", lambda layout, name: similarity_figure(series["similarity"], layout, styles, title="Answers against the base's" + name)),
-        "forgetting_by_distance": distance_figure(series["distance"], styles, title="Forgetting against the distance of domains"),
+        **_of_orders(report, "forgetting_by_distance", lambda layout, name: distance_figure(series["distance"], layout, styles, title="Forgetting against the distance of domains" + name)),
         **_of_orders(report, "retention", lambda layout, name: retention_figure(series["matrices"], layout, styles, title="Retention" + name)),
     }
     return {key: figure for key, figure in found.items() if figure is not None}
