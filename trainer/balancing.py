@@ -13,7 +13,7 @@ MicroBatches = tuple[tuple[TrainingSample, ...], ...]
 
 
 def num_tokens(sample: TrainingSample) -> int:
-    """What the sample costs in a forward pass: the prompt and all completion tokens but the last."""
+    """The prompt and all completion tokens but the last: what the sample costs at most in a forward pass, where it may share its prompt."""
     return len(sample.prompt_token_ids) + len(sample.completion_token_ids) - 1
 
 

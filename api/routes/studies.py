@@ -66,8 +66,8 @@ def create_study(
 ) -> Study | StudyPlan:
     """Submit a study file: every member becomes a queued job, all in one transaction.
 
-    A member for which ``records`` has a succeeded one of the same digest is not run. A fault anywhere refuses the whole, and the answer
-    lists every fault with its place in the study file.
+    A member for which ``records`` has one of the same digest that succeeded, or failed by its method, is not run. A fault anywhere refuses
+    the whole, and the answer lists every fault with its place in the study file.
     """
     payload, records, folders = parsed
     cluster = cluster_resources(context.settings)

@@ -23,6 +23,8 @@ from rollout.sources.mixture import Mixture
 
 Generate = Callable[[Sequence[GenerationRequest], EngineSampling], list[tuple[Completion, ...]]]
 Verify = Callable[[Sequence[RolloutGroup]], list[list[Verdict]]]
+SLOTS_LOOKED_AT = 4
+"""For each demonstration that is asked for: a mixture may have used up a small data set."""
 REFILL_INDICES_FROM = 10**9
 """Problems that refill a step have indices from here on, so that no step's own problem is ever used up by an earlier step."""
 
@@ -109,14 +111,18 @@ class StageProblems:
         )
 
     def demonstrations(self, count: int) -> list[Completion]:
-        """The solutions of the stage's first ``count`` problems, without those that have none; no problem twice."""
-        found: dict[str, Completion] = {}
-        for index in range(-(-count // self.problems_per_step)):
-            problems = {problem.problem_id: problem for problem in self.problems(index)}
-            if any(name in found for name in problems):
-                break  # the data begin again
-            found |= {name: self.demonstration(one) for name, one in problems.items() if one.solution}
-        return list(found.values())[:count]
+        """The solutions of the stage's first problems in the mixture's proportion, ``count`` at most; without problems that have none,
+        and no row of a data set twice."""
+        sizes = [domain.size("train") for domain, _ in self.domains]
+        found: list[Completion] = []
+        for which, index in self.mixture.slots(0, SLOTS_LOOKED_AT * count):
+            if len(found) == count:
+                break
+            size = sizes[which]
+            if size is None or index < size:  # behind the last row a data set begins again
+                problem = self.domains[which][0].problem("train", index)
+                found += [self.demonstration(problem)] if problem.solution else []
+        return found
 
     def seed(self, step: int, slot: int) -> int:
         return sampling_seed(self.job_seed, self.stage_index, step, slot, spacing=self.rollouts_per_problem)

@@ -207,6 +207,8 @@ def write_records(records: Iterable[Mapping[str, Any]], folder: Path, *, tell: C
             continue
         path.parent.mkdir(parents=True, exist_ok=True)
         known = _result(path)
+        if known is not None and known.get("report") and is_result(record) and record.get("report") is None:
+            continue  # the run's folder was cleaned up; what it showed is here alone
         if known is not None and any(record.get(name) != known.get(name) for name in ("job_id", "digest")):
             if not is_result(record) and _same_work(record, known):
                 continue

@@ -21,7 +21,8 @@ from services.jobs.ids import new_id
 from services.jobs.job_rows import insert_job, request, stands
 from services.jobs.records import EvaluationRecord, MemberRecord, StudyPlace, StudyRecord
 from services.jobs.states import TERMINAL
-from services.jobs.study_states import REQUESTS, check_study_request
+from services.jobs.study_records import failed_by_its_method
+from services.jobs.study_states import REQUESTS, check_study_request, study_status
 from services.jobs.tables import evaluations, jobs, stages, studies, study_members
 
 RECORD = study_members.c.record
@@ -182,10 +183,12 @@ class StudyRows:
 
     def request_study(self, study_id: str, action: str, mode: str = "graceful") -> StudyRecord:
         """Cancel, pause or resume every member that it concerns, in one transaction. A resume queues failed and cancelled members
-        again as new jobs. Raises ``IllegalTransition`` where it concerns none."""
+        again as new jobs, but for those that failed by their method: that is their result. Raises ``IllegalTransition`` where it
+        concerns none."""
         with self.database.write() as connection:
             members = _locked_members(connection, study_id)
-            check_study_request(_study(connection, study_id).name, Counter(state for _, _, state in members), action)
+            study = _study(connection, study_id)
+            check_study_request(study.name, study_status(study.counts), Counter(state for _, _, state in members), action)
             for position, job_id, state in members:
                 if state not in REQUESTS[action]:
                     continue
@@ -228,15 +231,17 @@ class StudyRows:
 
 
 def _locked_members(connection: Connection, study_id: str) -> list[tuple[int, str, str]]:
-    """(position, job id, how it stands) of every member with a job, in the study's order. Two requests of one study wait for each
-    other, and the jobs stay as they were read: otherwise two resumes at once would each queue a failed member again."""
+    """(position, job id, how it stands) of every member with a job that has no result yet or succeeded, in the study's order. Two
+    requests of one study wait for each other, and the jobs stay as they were read: otherwise two resumes at once would each queue a
+    failed member again."""
     connection.execute(select(studies.c.id).where(studies.c.id == study_id).with_for_update())
     query = select(study_members.c.position, study_members.c.job_id).where(study_members.c.study_id == study_id, study_members.c.job_id.is_not(None))
     placed = connection.execute(query.order_by(study_members.c.position)).all()
     of_study = select(study_members.c.job_id).where(study_members.c.study_id == study_id)
-    locked = select(jobs.c.id, jobs.c.status, jobs.c.desired_status).where(jobs.c.id.in_(of_study)).order_by(jobs.c.id).with_for_update()
-    states = {row.id: stands(row.status, row.desired_status) for row in connection.execute(locked)}
-    return [(position, job_id, states[job_id]) for position, job_id in placed]
+    locked = select(jobs.c.id, jobs.c.status, jobs.c.desired_status, jobs.c.reason).where(jobs.c.id.in_(of_study)).order_by(jobs.c.id).with_for_update()
+    rows = connection.execute(locked).mappings().all()
+    states = {row["id"]: stands(row["status"], row["desired_status"]) for row in rows if not failed_by_its_method(row)}
+    return [(position, job_id, states[job_id]) for position, job_id in placed if job_id in states]
 
 
 def _model_identity(connection: Connection, job_id: str) -> tuple[Any, ...] | None:

@@ -33,10 +33,12 @@ def study_status(counts: Mapping[str, int]) -> str:
     return next((status for status in ("cancelled", "failed") if status in present), "succeeded")
 
 
-def check_study_request(study: str, counts: Mapping[str, int], action: str) -> None:
-    """Raises ``IllegalTransition`` where no member takes the request, and for a resume while members are being cancelled."""
+def check_study_request(study: str, status: str, counts: Mapping[str, int], action: str) -> None:
+    """Raises ``IllegalTransition`` where no member takes the request, and for a resume while members are being cancelled.
+
+    ``status``: the study's; ``counts``: by status, of the members that a request can change, those with a result left out.
+    """
     present = {status for status, count in counts.items() if count}
-    status = study_status(counts)
     allowed = [] if present & {"cancelling"} else sorted(name for name, members in REQUESTS.items() if present & members)
     if action == "resume" and "cancelling" in present:
         raise IllegalTransition(
@@ -46,5 +48,5 @@ def check_study_request(study: str, counts: Mapping[str, int], action: str) -> N
     if action == "resume" and present & GOES_ON:
         return
     if not present & REQUESTS[action]:
-        told = f"it accepts: {', '.join(allowed)}" if allowed else "all its members have succeeded"
+        told = f"it accepts: {', '.join(allowed)}" if allowed else "nothing is left to run"
         raise IllegalTransition(f"study {study} is {status} and cannot {action}; {told}", details={"status": status, "allowed": allowed})

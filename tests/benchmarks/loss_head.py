@@ -15,13 +15,11 @@ from __future__ import annotations
 import argparse
 import gc
 import os
-import platform
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable
-from datetime import date
 from pathlib import Path
 
 import torch
@@ -30,6 +28,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "trainer")]
 
 from full_size import Case, make_case, rows_of, run_naive, run_ours, stage_of  # noqa: E402
+from machine import header  # noqa: E402
 
 CASES = (("reverse_kl", "full"), ("forward_kl", "full"), ("jensen_shannon", "full"), ("reverse_kl", "top_k"), ("reverse_kl", "sampled"))
 CPU_SIZES = ((4096, 128, 256), (1024, 8192, 256), (512, 151936, 256))
@@ -47,9 +46,7 @@ def main() -> None:
     if arguments.memory_of:
         return _measure_memory(*arguments.memory_of)
     torch.set_num_threads(arguments.threads)
-    print(f"torch {torch.__version__}, {platform.system()} {platform.machine()}, {_processor()}, {arguments.threads} threads")
-    print(f"{date.today().isoformat()}, load average at the start {os.getloadavg()[0]:.1f}")
-    print(" ".join(["python", *sys.argv]))
+    print(header(arguments.threads))
     _run("cpu", QUICK_CPU_SIZES if arguments.quick else CPU_SIZES, torch.float32, arguments)
     if torch.cuda.is_available():
         print(f"{torch.cuda.get_device_name()}")
@@ -63,14 +60,6 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=ROUNDS, help="timings of each system, after one that does not count")
     parser.add_argument("--memory-of", nargs=6, help=argparse.SUPPRESS)
     return parser.parse_args()
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or "unknown processor"
 
 
 def _run(device: str, sizes: tuple[tuple[int, int, int], ...], dtype: torch.dtype, arguments: argparse.Namespace) -> None:

@@ -12,13 +12,11 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from datetime import date
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -26,6 +24,7 @@ sys.path.insert(0, str(ROOT))
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch loads: spinning threads starve each other on a shared CPU
 
 import torch  # noqa: E402
+from machine import header  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
 
 PEBBLE = ROOT / "deploy" / "models" / "pebble"
@@ -51,9 +50,7 @@ def main() -> None:
     arguments = _parse()
     if arguments.child:
         return _measure(*arguments.child, threads=arguments.threads)
-    print(f"torch {torch.__version__}, {platform.system()} {platform.machine()}, {_processor()}, {arguments.threads} threads")
-    print(f"{date.today().isoformat()}, load average at the start {os.getloadavg()[0]:.1f}")
-    print(" ".join(["python", *sys.argv]))
+    print(header(arguments.threads))
     print(f"\n{'pair':<6} {'parameters':>12} {'matrices':>8} {'seconds':>8} {'CPU s':>8} {'peak GB':>8}  methods")
     for which in ("small",) if arguments.small else ("small", "large"):
         with tempfile.TemporaryDirectory(prefix="drift-") as folder:
@@ -73,14 +70,6 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
     return parser.parse_args()
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or "unknown processor"
 
 
 def _measure(which: str, before: str, after: str, *, threads: int) -> None:

@@ -67,7 +67,7 @@ def measure(client: HoldfastClient, job_id: str, stage: str) -> dict[str, float]
         return statistics.median(points) if points else 0.0
 
     found = {phase: median(f"seconds/{phase}") for phase in PHASES}
-    found["tokens"] = median("tokens/forward")
+    found["tokens"] = median("tokens/trained")
     found["cost"] = found["step"] - sum(found[phase] for phase in GENERATION)
     return found
 
@@ -84,7 +84,7 @@ def main() -> None:
         rows = {stage["name"]: measure(client, submitted["id"], stage["name"]) for stage in content["stages"]}
     baselines = [row for name, row in rows.items() if name.startswith(BASELINE)]
     per_token, fixed = np.polyfit([row["tokens"] for row in baselines], [row["cost"] for row in baselines], 1)
-    print(f"GRPO, generation apart: {fixed:.3f} s a step and {1e6 * per_token:.1f} us a token through the learner")
+    print(f"GRPO, generation apart: {fixed:.3f} s a step and {1e6 * per_token:.1f} us a token trained on")
     print(f"{'stage':<24}{'tokens':>8}{'step s':>8}{'rollout':>9}{'teacher':>9}{'learner':>9}{'other':>8}{'cost s':>8}{'x GRPO':>8}")
     for name, row in rows.items():
         other = row["cost"] - row["teacher"] - row["learner"]

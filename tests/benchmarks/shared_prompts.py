@@ -10,11 +10,16 @@ from __future__ import annotations
 
 import argparse
 import statistics
+import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import torch
+from machine import header
 from transformers import Qwen3Config, Qwen3ForCausalLM
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from trainer.modeling.attention import PACKED_ATTENTION
 from trainer.modeling.packed import pack_sequences
@@ -34,7 +39,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    print(f"{options.threads} thread(s), {options.rounds} rounds, {PROBLEMS} problems x {ROLLOUTS} rollouts")
+    print(header(options.threads))
+    print(f"{options.rounds} rounds, {PROBLEMS} problems x {ROLLOUTS} rollouts")
     print(f"{'model':>6} {'prompt':>7} {'completion':>11} {'tokens':>8} {'shared':>8} {'repeated s':>11} {'shared s':>9} {'ratio':>6}")
     for name, size in SIZES.items():
         torch.manual_seed(0)

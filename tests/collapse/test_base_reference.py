@@ -9,7 +9,7 @@ import math
 import pytest
 
 from services.evaluation.collapse import CollapseWatch
-from services.evaluation.collapse.amplification import Amplification
+from services.evaluation.collapse.amplification import MAX_REFERENCE_ITEMS, MIN_SOLUTIONS, Amplification
 from tests.collapse.recorded import group_of
 
 PLAIN, MARKED = [5, 6], [5, 9]
@@ -124,3 +124,19 @@ def test_a_restored_watch_keeps_the_solutions_and_reads_a_state_without():
     three = CollapseWatch()
     three.restore(older)
     assert {found.code for step in range(5, 20) for found in three.observe(step, {}, groups).warnings} == {"ngrams_amplified", "format_amplified"}
+
+
+def test_too_few_solutions_excuse_nothing():
+    """Against so few the prior keeps every lift below the threshold, and both signs would be silent for good."""
+    base, few = [(PLAIN, "1")] * 400, [(PLAIN, "1")] * (MIN_SOLUTIONS - 1)
+    seen = watch(base, steps=20, marked=40, solutions=few).raised
+    assert {warning.code for warning in seen} == {"ngrams_amplified", "format_amplified"}
+    assert all("solutions" not in warning.message for warning in seen)
+    enough = watch(base, steps=20, marked=40, solutions=[(PLAIN, "1")] * MIN_SOLUTIONS).raised
+    assert {warning.code for warning in enough} == {"ngrams_amplified", "format_amplified"}
+
+
+def test_the_references_are_cut_to_size_before_the_first_step():
+    found = CollapseWatch()
+    found.begin_stage("s", base=[(PLAIN, "1")], solutions=[(range(start, start + 50), "") for start in range(0, 50 * 300, 50)])
+    assert len(found.state()["counts"]["ngrams_amplified"]["solutions"]) == MAX_REFERENCE_ITEMS

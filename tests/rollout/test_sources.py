@@ -164,11 +164,17 @@ def test_demonstrations_of_a_stage_are_its_first_problems_solutions_each_once(so
     assert all(one.token_ids[-1] == chat.eos_token_id and one.finish_reason == "stop" for one in found)
 
 
-def test_demonstrations_stop_where_the_data_begin_again_and_leave_out_what_has_no_solution(source):
-    class Three(Numbers):
-        def problem(self, split, index):
-            found = super().problem(split, index % 3)
-            return replace(found, solution="") if index % 3 == 1 else found
+def test_demonstrations_take_no_row_twice_and_leave_out_what_has_no_solution(source):
+    class Few(Numbers):
+        """As a data set counts: behind its last row the first comes again, under another id."""
 
-    problems = source(domains=[(Three("a"), 1.0)], problems_per_step=3)._stage
-    assert len(problems.demonstrations(64)) == 2
+        def problem(self, split, index):
+            found = Numbers(self.name).problem(split, index)
+            return replace(found, solution="" if index % 3 == 1 else f"row {index % self._size}")
+
+    few = source(domains=[(Few("a", 6), 1.0)])._stage
+    assert [few.chat.decode(one.token_ids) for one in few.demonstrations(64)] == ["row 0", "row 2", "row 3", "row 5"]
+    mixed = source(domains=[(Few("a", 6), 1.0), (Numbers("b"), 1.0)])._stage
+    texts = [mixed.chat.decode(one.token_ids) for one in mixed.demonstrations(20)]
+    assert len(texts) == 20 and sorted(text for text in texts if text.startswith("row")) == ["row 0", "row 2", "row 3", "row 5"]
+    assert len(set(texts)) == 20

@@ -271,8 +271,10 @@ def test_the_collapse_watch_counts_from_the_bases_answers_of_the_stages_domains(
     chat = SimpleNamespace(decode=lambda ids: "(" * len(ids))
     side = SideWatch(None, world.log, chat, base_folder=PEBBLE, run_dir=tmp_path, stages=world.stages, responses=world.watch)
     side.base_row(world.evaluator.score(), engines_hold_base=True)
-    side.begin_stage(world.stages[0], resumed=False)
+    side.begin_stage(world.stages[0], resumed=False, solutions=[np.array([7, 8]), np.array([7])])
     state = side._watch.state()
+    assert state["counts"]["ngrams_amplified"]["solutions"] == {"7": 2, "8": 1, "7 8": 1}
+    assert state["counts"]["format_amplified"]["solutions"] == {"(": 2, "( x2": 1}  # as the chat decodes them
     assert state["base_given"] and state["counts"]["ngrams_amplified"]["base_completions"] == 6
     assert state["counts"]["ngrams_amplified"]["base"]["30"] == 6  # each of the six has the letter, twice
     assert state["counts"]["format_amplified"]["base"] == {"(": 6, "( x4": 6}

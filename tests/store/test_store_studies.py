@@ -47,13 +47,13 @@ def make_study(store):
     return make
 
 
-def _run_next(store, epoch, outcome="succeeded", *, job_id=None):
+def _run_next(store, epoch, outcome="succeeded", *, job_id=None, reason=None):
     """Start the next job of the queue and let it end; returns its id."""
     job = store.next_queued() if job_id is None else store.get_job(job_id)
     attempt = store.start_attempt(job.id, epoch=epoch)
     store.mark_running(attempt.id)
     if outcome is not None:
-        store.finish_attempt(attempt.id, outcome, reason=None, message=None)
+        store.finish_attempt(attempt.id, outcome, reason=reason, message=None)
     return job.id
 
 
@@ -130,7 +130,19 @@ def test_resume_runs_failed_and_cancelled_members_again_as_new_jobs(store, make_
     assert [_run_next(store, epoch) for _ in fresh] == fresh
     assert store.get_job(fresh[0]).spec == store.get_job(failed).spec
     assert store.get_study(study.id).counts == {"succeeded": 4}
-    with pytest.raises(IllegalTransition, match="all its members have succeeded"):
+    with pytest.raises(IllegalTransition, match="nothing is left to run"):
+        store.request_study(study.id, "resume")
+
+
+def test_a_resume_leaves_a_member_that_failed_by_its_method(store, make_study, epoch):
+    study = make_study()
+    first = _run_next(store, epoch, "failed", reason="non_finite_loss")
+    assert store.request_study(study.id, "cancel").counts == {"failed": 1, "cancelled": 3}
+    assert store.request_study(study.id, "resume").counts == {"failed": 1, "queued": 3}
+    assert store.study_members(study.id)[0].job_id == first
+    for _ in range(3):
+        _run_next(store, epoch)
+    with pytest.raises(IllegalTransition, match="is failed and cannot resume; nothing is left to run"):
         store.request_study(study.id, "resume")
 
 

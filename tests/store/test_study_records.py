@@ -72,6 +72,13 @@ def test_a_record_of_a_method_that_failed_is_not_lost_to_a_run_without_a_result(
     assert read_records(tmp_path) == [failed]
 
 
+def test_a_record_keeps_its_report_when_the_runs_folder_is_gone(tmp_path):
+    failed = _record(status="failed", reason="non_finite_loss", report={"format": 2})
+    write_records([failed], tmp_path)
+    assert write_records([{**failed, "report": None}], tmp_path) == []
+    assert read_records(tmp_path) == [failed]
+
+
 @pytest.mark.parametrize("changes", [{"digest": "e" * 64}, {"model_sha256": "m2", "status": "failed"}, {"inputs": {"/x": "2"}, "status": "failed"}, {}])
 def test_a_file_of_another_run_is_moved_aside(tmp_path, changes):
     old, new, told = _record(model_sha256="m1", inputs={"/x": "1"}), _record(job_id="job_2", model_sha256="m1") | changes, []

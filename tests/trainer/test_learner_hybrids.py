@@ -122,6 +122,7 @@ def test_metrics_are_global_and_equal_on_every_rank(root, name):
             if metric != "tokens/forward":
                 assert mine[metric] == pytest.approx(values[metric], rel=2e-5, abs=2e-6), metric
         assert all(f"loss/{term.name}" in values for term in CASES[name].terms)
+        assert 0 < values["tokens/forward"] <= values["tokens/trained"]
 
 
 @pytest.fixture(scope="module")

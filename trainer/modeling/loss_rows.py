@@ -70,7 +70,7 @@ class LossRows:
 
 
 def collate(
-    samples: Sequence[TrainingSample], loss: StageLoss, *, device: str | torch.device = "cpu", share_prompts: bool = True
+    samples: Sequence[TrainingSample], loss: StageLoss, *, device: str | torch.device = "cpu"
 ) -> tuple[PackedSequences, LossRows]:
     """Pack the samples of a micro-batch; rollouts of one problem share its prompt. Raises ValueError where a term's inputs are missing
     on a sample that carries it."""
@@ -80,7 +80,7 @@ def collate(
     pairs = [(sample.prompt_token_ids, sample.completion_token_ids) for sample in samples]
     weights = {term.name: _per_token(samples, "term_weights", term.name) for term in loss.terms}
     selected = np.flatnonzero(np.any([values != 0 for values in weights.values()], axis=0))
-    packed = pack_sequences(pairs, device=device, share_prompts=share_prompts)
+    packed = pack_sequences(pairs, device=device, share_prompts=True)
     rows = torch.from_numpy(selected).to(device)
     packed = replace(packed, row_indices=packed.row_indices[rows], target_ids=packed.target_ids[rows])
     take = _Take(samples, selected, device)

@@ -27,6 +27,8 @@ PRIOR = 20.0
 """A, in completions."""
 MIN_SHARE = 0.05
 """Of the completions now that an amplified item must be in."""
+MIN_SOLUTIONS = 64
+"""Fewer are not compared with: against them the prior keeps every lift below the detectors' threshold, so nothing would be seen."""
 MAX_REFERENCE_ITEMS = 20_000
 SMALLEST_WEIGHT = 0.5
 """Faded counts below this are forgotten."""
@@ -81,17 +83,12 @@ class Reference:
 
 class Amplification:
     """Counts at the base, in the domain's solutions and now. Items are text; the ``base`` may be handed in, else it is the first
-    steps of the stage; without ``solutions`` the base alone is compared with."""
+    steps of the stage; with fewer than ``MIN_SOLUTIONS`` solutions the base alone is compared with."""
 
     def __init__(self) -> None:
         self.base, self.solutions = Reference(), Reference()
         self._now: dict[str, float] = {}
         self._now_completions = 0.0
-
-    def freeze(self) -> None:
-        """The references are complete."""
-        self.base.freeze()
-        self.solutions.freeze()
 
     def add(self, items_of_completions: Iterable[set[str]]) -> None:
         """One step's completions."""
@@ -112,9 +109,10 @@ class Amplification:
         return sorted((one for one in found if one.lift > 1.0), key=lambda one: -one.lift)[:most]
 
     def _compare(self, item: str, weight: float) -> Amplified:
-        references = [self.base, self.solutions] if self.solutions.completions > 0 else [self.base]
+        has_solutions = self.solutions.completions >= MIN_SOLUTIONS
+        references = [self.base, self.solutions] if has_solutions else [self.base]
         lift, log_odds, z = (min(found) for found in zip(*(one.against(item, weight, self._now_completions) for one in references), strict=True))
-        in_solutions = self.solutions.share(item) if self.solutions.completions > 0 else None
+        in_solutions = self.solutions.share(item) if has_solutions else None
         return Amplified(item, weight / self._now_completions, self.base.share(item), lift, log_odds, z, in_solutions)
 
     def state(self) -> dict[str, Any]:

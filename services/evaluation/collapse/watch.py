@@ -73,6 +73,9 @@ class CollapseWatch:
         for ids, text in solutions:
             self._counts["ngrams_amplified"].solutions.add([ngram_items(list(map(int, ids)))])
             self._counts["format_amplified"].solutions.add([format_items(text)])
+        for counts in self._counts.values():
+            counts.base.freeze()
+            counts.solutions.freeze()
 
     def observe(self, step: int, metrics: Mapping[str, float], groups: Sequence[Any]) -> Findings:
         """One step of the stage: what the loop recorded, and its RolloutGroups."""
@@ -98,7 +101,7 @@ class CollapseWatch:
             if not self._base_given and self._steps < START_STEPS:
                 counts.base.add(items)
             if self._steps == START_STEPS:
-                counts.freeze()
+                counts.base.freeze()
 
     def _readings(self, step: int) -> dict[str, Reading | None]:
         view = View(self._tracks, step)
