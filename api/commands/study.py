@@ -189,6 +189,7 @@ def report(
     study: Annotated[str, typer.Argument(help="a study's id or name, or a study file with --records", show_default=False)],
     records: Annotated[Path | None, typer.Option("--records", help="folder of study records; then STUDY is a file and no service is needed")] = None,
     html: Annotated[Path | None, typer.Option("--html", help="also write one page with all plots")] = None,
+    markdown: Annotated[Path | None, typer.Option("--markdown", help="also write the tables as Markdown")] = None,
     output: Output = Format.TEXT,
 ) -> None:
     """Figures of every arm and verdicts on the hypotheses, from the members that have ended."""
@@ -202,4 +203,6 @@ def report(
                 found = service.study_report(study)
         if html is not None:
             study_file.write_page(found, html)
+        if markdown is not None:
+            study_file.write_markdown(found, markdown)
     emit(output, found, lambda: study_file.report_text(found))

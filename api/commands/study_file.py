@@ -72,3 +72,11 @@ def write_page(found: dict[str, Any], path: Path) -> None:
 
     path.parent.mkdir(parents=True, exist_ok=True)
     write_html(found, path)
+
+
+def write_markdown(found: dict[str, Any], path: Path) -> None:
+    """The tables, for a repository."""
+    from services.evaluation.studies import render_markdown
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(render_markdown(found), encoding="utf-8")

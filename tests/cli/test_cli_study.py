@@ -74,6 +74,8 @@ def test_a_report_of_a_file_needs_records_and_no_service(holdfast, study_file, t
     assert json.loads(result.stdout)["progress"]["missing"] == 4
     assert holdfast("study", "report", study_file, "--records", tmp_path / "none", "--html", tmp_path / "page.html").exit_code == 0
     assert "small" in (tmp_path / "page.html").read_text()
+    assert holdfast("study", "report", study_file, "--records", tmp_path / "none", "--markdown", tmp_path / "new" / "figures.md").exit_code == 0
+    assert (tmp_path / "new" / "figures.md").read_text().startswith("# small: the figures")
 
 
 def test_the_other_commands_need_the_service(holdfast):
