@@ -95,6 +95,7 @@ def distance_figure(distance: Mapping[str, Sequence[Point]], layout: Mapping[str
         rank = "too few distances" if fit["spearman"] is None else f"rank corr. {fit['spearman']:+.2f}"
         one.text(0.98, 0.03, f"{rank}; n = {fit['n']}, {fit['num_pairs']} pairs", transform=one.transAxes, ha="right", va="bottom", fontsize=SMALL, color=INK, bbox={"facecolor": "white", "alpha": 0.8, "linewidth": 0, "pad": 1.5})
         one.margins(x=0.08, y=0.16)
+        one.locator_params(axis="x", nbins=5)  # more would run into each other in a narrow panel
         if len(arms) == 1 and len(of_arm) <= MOST_NAMED:
             _name_points(one, of_arm)
         labels(one, "MMD$^2$ of the prompts" if place >= len(arms) - columns else None, "change of the score" if place % columns == 0 else None)
