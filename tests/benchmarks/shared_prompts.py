@@ -27,9 +27,9 @@ from trainer.modeling.policy_model import PolicyModel
 
 SIZES = {
     "0.8M": {"hidden_size": 128, "num_hidden_layers": 4, "intermediate_size": 384, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32},
-    "13M": {"hidden_size": 384, "num_hidden_layers": 8, "intermediate_size": 1024, "num_attention_heads": 6, "num_key_value_heads": 3, "head_dim": 64},
+    "4M": {"hidden_size": 256, "num_hidden_layers": 6, "intermediate_size": 768, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 64},
 }
-LENGTHS = ((14, 6), (64, 16), (64, 64), (16, 128))
+LENGTHS = ((14, 6), (64, 16), (16, 64))
 PROBLEMS, ROLLOUTS, VOCABULARY = 16, 8, 128
 
 
