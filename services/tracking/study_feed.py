@@ -22,7 +22,9 @@ from services.tracking.study_runs import milliseconds
 
 RUN_STATUS = {"succeeded": "FINISHED", "failed": "FAILED", "cancelled": "KILLED"}
 REPORT_EVERY_S = 600.0
-"""At most so often while members are still to come: a report resamples every figure of every arm."""
+"""At most so often while members are still to come: a report resamples and draws every figure of every arm."""
+REPORT_SHARE = 0.02
+"""Of the time at most: a large study's report takes a minute of a busy machine, and its members need that minute."""
 FIRST_REPORT_AFTER = 2
 AGAIN_AFTER_S = 60.0
 """Where the records could not be read."""
@@ -69,6 +71,7 @@ class StudyFeed:
         self._clock = clock
         self._made: _Report | None = None
         self._made_at = -math.inf
+        self._took_s = 0.0
         self._again_at = -math.inf
         self.cursor = _read_cursor(folder)
 
@@ -119,7 +122,10 @@ class StudyFeed:
             return True
         if self.cursor.reported == self._state or self._clock() < self._again_at:
             return False
-        return self.status in RUN_STATUS or (self.num_ended >= FIRST_REPORT_AFTER and self._clock() - self._made_at >= REPORT_EVERY_S)
+        if self.status in RUN_STATUS:
+            return True
+        wait_s = max(REPORT_EVERY_S, self._took_s / REPORT_SHARE)
+        return self.num_ended >= FIRST_REPORT_AFTER and self._clock() - self._made_at >= wait_s
 
     def _send_report(self, calls: MlflowCalls) -> None:
         """Make it and send it; one that MLflow did not take is kept and sent when it answers."""
@@ -130,6 +136,7 @@ class StudyFeed:
                 if records is None:
                     return
                 self._made = self._make_report(records, state)
+                self._took_s = self._clock() - self._made_at
             self._send(calls, self._made)
         except Exception as error:
             if hasattr(error, "error_code") or isinstance(error, OSError):

@@ -10,6 +10,7 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
+from services.evaluation.studies import build_study_report
 from services.jobs.connection import StoreUnavailableError
 from services.jobs.records import StudyPlace, StudyRecord
 from services.tracking import study_feed
@@ -99,6 +100,26 @@ def test_the_report_is_sent_when_members_have_ended_and_not_too_often(mlflow_ser
     run = _runs(mlflow_server.url, study)[""]
     assert {"report.json", "report.html", "study.json"} <= {item.path for item in client.list_artifacts(run.info.run_id)}
     assert run.data.metrics["members_ended"] == 4.0
+
+
+def test_a_report_that_takes_long_is_made_less_often(mlflow_server, study, tmp_path, monkeypatch):
+    now, made = [0.0], []
+
+    def build(spec, records):
+        made.append(now[0])
+        now[0] += 40.0
+        return build_study_report(spec, records)
+
+    monkeypatch.setattr("services.evaluation.studies.build_study_report", build)
+    feed, calls = _feed(study, tmp_path / study.id, list, clock=lambda: now[0]), MlflowCalls(mlflow_server.url, "holdfast")
+    for ended, seconds in ((2, 0.0), (3, 1999.0), (3, 2000.0), (4, 3999.0), (4, 4000.0)):
+        now[0] = seconds
+        _tell(feed, "running", ended, None)
+        feed.advance(calls)
+    assert made == [0.0, 2000.0, 4000.0], "2 % of the time"
+    _tell(feed, "succeeded", 4, "2026-11-21T12:00:00.000Z")
+    feed.advance(calls)
+    assert len(made) == 4, "the last one does not wait"
 
 
 def _feed(study, folder, records, clock=lambda: 0.0):
