@@ -38,6 +38,7 @@ def _loaded_after(statement: str) -> set[str]:
         ("import api.cli", {"torch", "ray", "vllm", "mlflow", "transformers"}),
         ("import trainer.learner", {"ray", "vllm", "mlflow", "pydantic_settings"}),
         ("import services.teacher.scorer", {"ray", "vllm"}),
+        ("import trainer.learner, services.teacher.scorer", {"sklearn", "pandas", "pyarrow"}),  # transformers loads them where it finds them
         ("import services.teacher.group", {"torch", "transformers"}),  # the driver of an attempt names it and loads no model
         ("import rollout.verifiers.pool", {"torch", "transformers"}),
     ],
