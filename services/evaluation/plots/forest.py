@@ -60,9 +60,9 @@ def _row(axes, row: int, item: Verdict) -> None:
 
 
 def _words(left, right, row: int, item: Verdict, titles: Mapping[str, str]) -> None:
-    other = f" - {shortened(titles[item['against']], 24)}" if item["against"] else ""
+    other = f" - {shortened(titles[item['against']], 27)}" if item["against"] else ""
     left.text(0.0, row - 0.17, shortened(item["name"], 48), va="center", fontsize=TEXT, color=INK, fontweight="bold")
-    left.text(0.0, row + 0.2, shortened(f"{item['figure']}: {shortened(titles[item['arm']], 24)}{other}", 66), va="center", fontsize=7.4, color="#555555", parse_math=False)
+    left.text(0.0, row + 0.2, shortened(f"{item['figure']}: {shortened(titles[item['arm']], 27)}{other}", 70), va="center", fontsize=7.4, color="#555555", parse_math=False)
     colour, _, word = LOOKS[item["verdict"]]
     right.text(0.0, row, word, va="center", fontsize=TEXT, color=colour if item["verdict"] != "no_data" else INK, fontweight="bold")
     found = item["difference"]
