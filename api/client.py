@@ -6,7 +6,6 @@ idempotency key of their own, so that every retry here is safe.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import random
 import time
@@ -18,6 +17,7 @@ from typing import Any
 
 import httpx
 
+from api.job_paths import with_absolute_paths
 from cluster.settings import Settings
 
 RETRY_STATUSES = frozenset({408, 429, 502, 503, 504})
@@ -338,41 +338,6 @@ def _body(spec: Mapping[str, Any]) -> bytes:
 def _study_body(study: Mapping[str, Any], records: Sequence[Mapping[str, Any]], folders: Sequence[Path] | None) -> bytes:
     beside = {"records": list(records), "folders": [str(folder.absolute()) for folder in (folders if folders is not None else [Path.cwd()])]}
     return json.dumps({**study, **beside}, default=str).encode("utf-8")
-
-
-def with_absolute_paths(spec: Mapping[str, Any], folder: Path | None = None) -> dict[str, Any]:
-    """A copy of a job file's content whose ``path`` of the model, of given checkpoints, of data set domains and of a method's
-    models and recorded rollouts is absolute where it exists here.
-
-    Anything that is not shaped like a job file is left as it is; the service says what is wrong with it.
-    """
-    base = folder or Path.cwd()
-    copy = json.loads(json.dumps(spec, default=str))
-    stages = copy.get("stages") if isinstance(copy, dict) else None
-    evaluation = copy.get("evaluation") if isinstance(copy, dict) else None
-    holders: list[Any] = [copy.get("model")] if isinstance(copy, dict) else []
-    for stage in stages if isinstance(stages, list) else []:
-        if isinstance(stage, dict):
-            holders += [stage.get("domain"), *_domains(stage.get("domains")), *_objects(stage.get("method")), stage.get("policy")]
-    if isinstance(evaluation, dict):
-        holders += _domains(evaluation.get("domains"))
-    for holder in holders:
-        if isinstance(holder, dict) and isinstance(holder.get("path"), str) and not Path(holder["path"]).is_absolute():
-            # a path that cannot be looked up here (too long, a NUL) is the service's to refuse
-            with contextlib.suppress(OSError, ValueError):
-                if (base / holder["path"]).exists():
-                    holder["path"] = str((base / holder["path"]).resolve())
-    return copy
-
-
-def _domains(parts: Any) -> list[Any]:
-    return [part.get("domain") for part in parts if isinstance(part, dict)] if isinstance(parts, list) else []
-
-
-def _objects(value: Any) -> list[dict[str, Any]]:
-    """The value and everything in it that is an object."""
-    inside = list(value.values()) if isinstance(value, dict) else value if isinstance(value, list) else []
-    return ([value] if isinstance(value, dict) else []) + [item for part in inside for item in _objects(part)]
 
 
 def _retry_after_s(response: httpx.Response) -> float | None:

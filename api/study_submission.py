@@ -114,7 +114,7 @@ class _Admission:
 
     def with_paths(self, document: Mapping[str, Any]) -> dict[str, Any]:
         """A copy with absolute paths, each from the first folder that has it."""
-        from api.client import with_absolute_paths
+        from api.job_paths import with_absolute_paths
 
         for folder in self._folders:
             document = with_absolute_paths(document, folder)

@@ -64,7 +64,7 @@ def changed(payload: Any, changes: Sequence[str], folder: Path) -> Any:
 
 def with_paths(payload: Any, folder: Path) -> Any:
     """Relative paths become absolute: against the current folder, or else against the job file's own."""
-    from api.client import with_absolute_paths
+    from api.job_paths import with_absolute_paths
 
     if not isinstance(payload, dict):
         return payload

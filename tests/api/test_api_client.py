@@ -8,7 +8,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from api.client import ApiError, HoldfastClient, UnreachableError, with_absolute_paths
+from api.client import ApiError, HoldfastClient, UnreachableError
+from api.job_paths import with_absolute_paths
 
 
 class _Scripted(httpx.BaseTransport):

@@ -19,7 +19,8 @@ from typing import Any
 import numpy as np
 import yaml
 
-from api.client import HoldfastClient, with_absolute_paths
+from api.client import HoldfastClient
+from api.job_paths import with_absolute_paths
 from cluster.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[2]

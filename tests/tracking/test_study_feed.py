@@ -107,11 +107,15 @@ def test_a_report_that_takes_long_is_made_less_often(mlflow_server, study, tmp_p
 
     def build(spec, records):
         made.append(now[0])
-        now[0] += 40.0
+        now[0] += 30.0
         return build_study_report(spec, records)
+
+    def artifact(*arguments):
+        now[0] += 5.0  # of two files
 
     monkeypatch.setattr("services.evaluation.studies.build_study_report", build)
     feed, calls = _feed(study, tmp_path / study.id, list, clock=lambda: now[0]), MlflowCalls(mlflow_server.url, "holdfast")
+    monkeypatch.setattr(calls, "artifact", artifact)
     for ended, seconds in ((2, 0.0), (3, 1999.0), (3, 2000.0), (4, 3999.0), (4, 4000.0)):
         now[0] = seconds
         _tell(feed, "running", ended, None)
