@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from api.job_paths import with_absolute_paths
 from api.record_checks import may_stand_in, record_faults, report_faults
 from api.submission import MAX_FAULTS, Submission, canonical_hash, check_submission
 from cluster.errors import SpecError
@@ -114,8 +115,6 @@ class _Admission:
 
     def with_paths(self, document: Mapping[str, Any]) -> dict[str, Any]:
         """A copy with absolute paths, each from the first folder that has it."""
-        from api.job_paths import with_absolute_paths
-
         for folder in self._folders:
             document = with_absolute_paths(document, folder)
         return dict(document)

@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from api.commands.console import Refused
+from api.job_paths import with_absolute_paths
 
 
 class _UniqueKeys(yaml.SafeLoader):
@@ -64,8 +65,6 @@ def changed(payload: Any, changes: Sequence[str], folder: Path) -> Any:
 
 def with_paths(payload: Any, folder: Path) -> Any:
     """Relative paths become absolute: against the current folder, or else against the job file's own."""
-    from api.job_paths import with_absolute_paths
-
     if not isinstance(payload, dict):
         return payload
     return with_absolute_paths(with_absolute_paths(payload), folder.absolute())
