@@ -11,7 +11,7 @@ import hashlib
 import json
 from collections import Counter
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
@@ -24,6 +24,9 @@ ALL_STAGES = "*"
 OBJECTS = ("evaluation", "labels")
 """Fields of a job file that every member adds to, so that an arm may only set them to an object."""
 
+CONTRASTS = ("hypotheses", "comparisons")
+"""Fields of a study that compare arms."""
+
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
 """As ``JobSpec.seed``."""
 
@@ -33,6 +36,10 @@ FIGURES: dict[str, str] = {
     "last_stage_gain": "the same of the last stage alone",
     "gain_change": "last_stage_gain minus first_stage_gain",
     "early_gain": "mean over stages of the own domains' score at the stage's first evaluation minus before the stage",
+    "first_stage_early_gain": "the same of the first stage alone, which every arm begins with the base's score",
+    "start_score": "mean over stages of the own domains' score before the stage",
+    "early_score": "mean over stages of the own domains' score at the stage's first evaluation",
+    "end_score": "mean over stages of the own domains' score right after the stage",
     "average_score": "mean over the trained domains of the last row",
     "backward_transfer": "mean over stages but the last of the last row's score minus the score right after the stage",
     "forgetting": "mean over stages but the last of the best earlier score minus the last row's (biased upward)",
@@ -48,6 +55,7 @@ FIGURES: dict[str, str] = {
     "truncation_rate": "mean over the trained domains of the last row's share of completions at the limit",
     "collapse_warnings": "number of collapse warnings raised",
     "amplification_warnings": "those of them about amplified format tokens or n-grams",
+    "lost_domains": "share of the trained domains that the last row scores below half of the base's score",
     "collapsed_stages": "share of stages that end below half of their own best score, of where they began, or of the base's score; stages that a run which failed by its method never ended count too",
 }
 """Figures of one member that a hypothesis may compare, in words; ``services/evaluation/studies/member_figures.py`` computes them."""
@@ -87,26 +95,35 @@ class Order(Spec):
         return self
 
 
-class Hypothesis(Spec):
-    """A claim, written down before the runs: how one figure of an arm compares with another arm's."""
+class Comparison(Spec):
+    """One figure of an arm beside another arm's, thought of after the runs: shown with its interval and never judged."""
 
     name: Name
     claim: str = Field(min_length=1, max_length=400, description="in words")
     figure: str = Field(description="one of: " + ", ".join(FIGURES))
     arm: Name
     against: Name | None = Field(None, description="another arm, paired by order and seed; null compares the figure with 0")
-    expect: Literal["higher", "lower", "similar"]
-    margin: float = Field(0.0, ge=0.0, description="similar: the interval must lie within +- margin; otherwise the difference must be beyond it")
     orders: tuple[Name, ...] | None = Field(None, min_length=1, description="the orders that are looked at; all where null")
 
     @model_validator(mode="after")
-    def _known(self) -> Hypothesis:
+    def _known(self) -> Self:
         if self.figure not in FIGURES:
             raise ValueError(f"figure {self.figure!r} is not known; allowed are {', '.join(FIGURES)}")
-        if self.expect == "similar" and self.margin == 0.0:
-            raise ValueError("expect: similar needs a margin above 0")
         if self.figure == "drift_at_matched_gain" and self.against is None:
             raise ValueError("figure drift_at_matched_gain compares two arms; against must name the other one")
+        return self
+
+
+class Hypothesis(Comparison):
+    """A claim, written down before the runs: how one figure of an arm compares with another arm's."""
+
+    expect: Literal["higher", "lower", "similar"]
+    margin: float = Field(0.0, ge=0.0, description="similar: the interval must lie within +- margin; otherwise the difference must be beyond it")
+
+    @model_validator(mode="after")
+    def _margin(self) -> Self:
+        if self.expect == "similar" and self.margin == 0.0:
+            raise ValueError("expect: similar needs a margin above 0")
         return self
 
 
@@ -120,21 +137,23 @@ class StudySpec(Spec):
     arms: tuple[Arm, ...] = Field(min_length=1, max_length=100)
     orders: tuple[Order, ...] = Field((), max_length=100, description="the base job's own order with its own seed where empty")
     hypotheses: tuple[Hypothesis, ...] = Field((), max_length=200)
+    comparisons: tuple[Comparison, ...] = Field((), max_length=200, description="what was thought of after the runs; the report keeps it apart from the hypotheses")
     labels: dict[str, str] = Field({}, max_length=32)
 
     @model_validator(mode="after")
     def _holds_together(self) -> StudySpec:
         """Everything that is wrong with the names is told at once: the context's ``places`` has a pointer and a text for each."""
-        found = [place for field in ("arms", "orders", "hypotheses") for place in _names_once(field, [item.name for item in getattr(self, field)])]
+        found = [place for field in ("arms", "orders", *CONTRASTS) for place in _names_once(field, [item.name for item in getattr(self, field)])]
         stages, orders, arms = {stage.name for stage in self.base.stages}, {o.name for o in self.all_orders()}, {arm.name for arm in self.arms}
         for index, order in enumerate(self.orders):
             found += _known(f"orders.{index}.stages", order.stages, stages, "a stage of the base job")
         for index, arm in enumerate(self.arms):
             found += _known(f"arms.{index}.orders", arm.orders or (), orders, "an order")
-        for index, item in enumerate(self.hypotheses):
-            found += _known(f"hypotheses.{index}.orders", item.orders or (), orders, "an order")
-            found += _known(f"hypotheses.{index}.arm", (item.arm,), arms, "an arm")
-            found += _known(f"hypotheses.{index}.against", (item.against,) if item.against else (), arms, "an arm")
+        for field in CONTRASTS:
+            for index, item in enumerate(getattr(self, field)):
+                found += _known(f"{field}.{index}.orders", item.orders or (), orders, "an order")
+                found += _known(f"{field}.{index}.arm", (item.arm,), arms, "an arm")
+                found += _known(f"{field}.{index}.against", (item.against,) if item.against else (), arms, "an arm")
         if found:
             text = "; ".join(text for _, _, text in found)
             raise PydanticCustomError(found[0][0], "{text}", {"text": text, "place": found[0][1], "places": found})

@@ -1,7 +1,7 @@
 """A study file parsed, with every fault of its own in one answer, each with a pointer into the study file.
 
 Invariant: the base job is looked at elsewhere (``api/study_submission.py``), as the job file that it is; here something with its
-stage names stands in for one that does not parse, so that arms, orders and hypotheses are looked at all the same.
+stage names stands in for one that does not parse, so that arms, orders, hypotheses and comparisons are looked at all the same.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from typing import Any
 from pydantic import ValidationError
 
 from cluster.errors import SpecError
-from cluster.spec.study import OverrideFault, StudySpec, override_faults
+from cluster.spec.study import CONTRASTS, OverrideFault, StudySpec, override_faults
 from services.jobs.faults import Fault, model_faults, parse_job, pointer
 
 MAX_ROUNDS = 6
 PLACEHOLDER_STAGE = {"domain": {"kind": "arithmetic"}, "method": {"recipe": "grpo"}}
-LISTS = ("arms", "orders", "hypotheses")
+LISTS = ("arms", "orders", *CONTRASTS)
 NAMED = ("duplicate", "unknown_name")
 """Faults of names: they are told of what stands in for a faulty part too, because it keeps its name."""
 
@@ -138,7 +138,7 @@ def _item(kind: str, item: Any, index: int, document: dict[str, Any]) -> dict[st
         return {"name": name, "stages": [document["base"]["stages"][0]["name"]], "seeds": [0]}
     arms = document.get("arms")
     arm = arms[0].get("name") if isinstance(arms, list) and arms and isinstance(arms[0], dict) else "stand-in"
-    return {"name": name, "claim": "-", "figure": "gain", "arm": arm, "expect": "higher"}
+    return {"name": name, "claim": "-", "figure": "gain", "arm": arm} | ({"expect": "higher"} if kind == "hypotheses" else {})
 
 
 def _stand_in(base: Any) -> dict[str, Any]:

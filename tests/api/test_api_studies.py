@@ -122,6 +122,15 @@ def test_a_fault_that_only_an_order_has(http, study):
     assert list(faults) == ["/orders/1/stages"] and "of the job of order 'ba'" in faults["/orders/1/stages"]
 
 
+def test_claims_about_arms_figures_and_orders_that_do_not_exist(http, study):
+    claim = {"name": "a", "claim": "c", "figure": "gain", "arm": "fast", "against": "plain"}
+    hypotheses = [{**claim, "expect": "higher", "arm": "slow"}, {**claim, "expect": "similar", "name": "b"}]
+    comparisons = [{**claim, "against": "none"}, {**claim, "orders": ["ba"]}, {**claim, "name": "c", "figure": "gian"}, {**claim, "name": "d", "expect": "higher"}]
+    faults = _faults(http, study, hypotheses=hypotheses, comparisons=comparisons)
+    assert set(faults) == {"/hypotheses/0/arm", "/hypotheses/1", "/comparisons/0/against", "/comparisons/1/name", "/comparisons/1/orders", "/comparisons/2", "/comparisons/3/expect"}
+    assert "'none' is not an arm; there are fast, plain" in faults["/comparisons/0/against"] and "'gian' is not known; allowed are gain" in faults["/comparisons/2"]
+
+
 @pytest.mark.parametrize("missing", ["base", "arms", "name"])
 def test_a_required_part_that_is_missing(http, study, missing):
     del study[missing]

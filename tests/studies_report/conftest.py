@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from tests.studies_report.made_records import HYPOTHESES, made_study, simulated_records
+from tests.studies_report.made_records import COMPARISONS, HYPOTHESES, made_study, simulated_records
 
 
 @pytest.fixture(scope="session")
 def small_study():
-    return made_study(arms=2, orders=2, seeds=3, stages=3, hypotheses=HYPOTHESES)
+    return made_study(arms=2, orders=2, seeds=3, stages=3, hypotheses=HYPOTHESES, comparisons=COMPARISONS)
 
 
 @pytest.fixture(scope="session")

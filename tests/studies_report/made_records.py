@@ -18,7 +18,10 @@ HYPOTHESES = (
 )
 
 
-def made_study(*, arms: int = 2, orders: int = 1, seeds: int = 3, stages: int = 3, hypotheses: tuple = (), suites: int = 1) -> StudySpec:
+COMPARISONS = ({"name": "thought-of-later", "claim": "It also <gains> more.", "figure": "gain", "arm": "arm-1", "against": "arm-0"},)
+
+
+def made_study(*, arms: int = 2, orders: int = 1, seeds: int = 3, stages: int = 3, hypotheses: tuple = (), comparisons: tuple = (), suites: int = 1) -> StudySpec:
     names = DOMAINS[:stages]
     turned = [names[shift:] + names[:shift] for shift in range(orders)]
     return StudySpec.model_validate(
@@ -35,6 +38,7 @@ def made_study(*, arms: int = 2, orders: int = 1, seeds: int = 3, stages: int = 
             "arms": [{"name": f"arm-{i}", "title": TITLES[i % len(TITLES)] if i < len(TITLES) else f"Arm number {i}", "set": {"defaults.optimizer": {"lr": 1e-5 * (i + 1)}}} for i in range(arms)],
             "orders": [{"name": f"order-{i}", "stages": list(turned[i]), "seeds": list(range(1, seeds + 1))} for i in range(orders)],
             "hypotheses": list(hypotheses),
+            "comparisons": list(comparisons),
         }
     )
 

@@ -46,6 +46,10 @@ EXPECTED = {
     "last_stage_gain": -0.2,
     "gain_change": -0.6,
     "early_gain": (0.1 + 0.2 + 0.1) / 3,
+    "first_stage_early_gain": 0.1,
+    "start_score": (0.2 + 0.3 + 0.25) / 3,
+    "early_score": (0.3 + 0.5 + 0.35) / 3,
+    "end_score": (0.6 + 0.8 + 0.05) / 3,
     "average_score": (0.4 + 0.5 + 0.05) / 3,
     "backward_transfer": (-0.2 - 0.3) / 2,
     "forgetting": (0.3 + 0.3) / 2,
@@ -61,6 +65,7 @@ EXPECTED = {
     "truncation_rate": 0.2,
     "collapse_warnings": 2.0,
     "amplification_warnings": 1.0,
+    "lost_domains": 0.0,
     "collapsed_stages": 1 / 3,
 }
 
@@ -89,7 +94,7 @@ def test_what_was_not_measured_is_none(study):
     missing = {name for name, value in found.items() if value is None}
     of_drift = {"parameter_drift", "stage_drift", "spectral_drift", "drift_at_matched_gain"}
     of_answers = {"response_kl_own", "response_kl_earlier", "response_similarity"}
-    assert missing == {"early_gain", "collapse_warnings", "amplification_warnings"} | of_drift | of_answers
+    assert missing == {"early_gain", "first_stage_early_gain", "early_score", "collapse_warnings", "amplification_warnings"} | of_drift | of_answers
 
 
 def test_a_mean_over_stages_needs_all_of_them(study):
@@ -120,6 +125,12 @@ def test_a_collapse_that_lasts_counts_in_every_stage(study):
     dead = [MEANS[0], *[[0.0] * 4] * 3]
     assert _figures(study, means=dead, during=[])["collapsed_stages"] == 1.0
     assert _figures(study, means=dead, during=[])["backward_transfer"] == 0.0  # why the average score stands beside it
+
+
+def test_a_domain_is_lost_below_half_of_the_bases_score(study):
+    ends = [0.09, 0.21, 0.04, 0.0]  # of 0.2, 0.4, 0.1; the fourth is a suite that no stage trains on
+    assert _figures(study, means=[*MEANS[:3], ends])["lost_domains"] == pytest.approx(2 / 3)
+    assert _figures(study, means=[MEANS[0], MEANS[1], MEANS[2], [0.1, 0.2, 0.05, 0.0]])["lost_domains"] == 0.0  # half is not below half
 
 
 def test_a_run_that_failed_by_its_method_collapsed_where_it_has_no_row(study):

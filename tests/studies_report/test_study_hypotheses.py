@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from services.evaluation.plots.intervals import mean_interval, stratified_interval
-from services.evaluation.studies.hypotheses import judge, sign_flip_p, verdicts
+from services.evaluation.studies.hypotheses import comparisons, judge, sign_flip_p, verdicts
 from tests.studies_report.made_records import made_study
 
 GAINS = {"arm-0": (0.30, 0.32, 0.31), "arm-1": (0.40, 0.43, 0.40), "arm-2": (0.31, 0.31, 0.31)}
@@ -69,6 +69,17 @@ def test_holm_is_over_all_hypotheses_with_data():
     found = _verdicts(_claim("a", "higher"), _claim("b", "higher", arm="arm-2"), _claim("c", "higher", figure="early_gain"), gains=gains)
     assert [item["p_value"] for item in found] == [0.75, 0.25, None]
     assert [item["p_value_holm"] for item in found] == [0.75, 0.5, None]
+
+
+def test_a_comparison_has_the_difference_of_a_hypothesis_and_no_verdict():
+    study = made_study(arms=3, seeds=3, orders=2, hypotheses=(_claim("a", "higher"),), comparisons=({"name": "b", "claim": "c", "figure": "gain", "arm": "arm-1", "against": "arm-0"},))
+    planned = [(arm, order, seed) for arm in GAINS for order in ("order-0", "order-1") for seed in (1, 2, 3)]
+    figures = {key: {"gain": GAINS[key[0]][key[2] - 1] * (3.0 if key[1] == "order-1" else 1.0)} for key in planned if key != ("arm-1", "order-1", 3)}
+    (judged,), (shown,) = verdicts(study, planned, figures, {}), comparisons(study, planned, figures, {})
+    # order-0: 0.10, 0.11, 0.09; order-1: 0.30, 0.33
+    assert shown["by_order"] == {"order-0": pytest.approx(0.1), "order-1": pytest.approx(0.315)} and shown["difference"]["mean"] == pytest.approx(0.2075)
+    assert {"verdict", "p_value", "p_value_holm", "expect", "margin"}.isdisjoint(shown)
+    assert all(judged[key] == shown[key] for key in ("difference", "by_order", "n", "pairs", "left_out")) and shown["left_out"] == ["arm-1/order-1-3"]
 
 
 def test_sign_flips_by_hand():

@@ -41,7 +41,26 @@ def test_the_figures_of_an_order_are_the_reports(report):
 def test_verdicts_stand_beside_what_was_expected(report):
     head, _, *rows = tables(render_markdown(report))[0]
     assert head[0] == "claim" and [row[1] for row in rows] == [f"`{item['name']}`" for item in report["hypotheses"]]
-    assert next(row for row in rows if row[1] == "`wrong-way`")[5] == "**contradicted**"
+    assert next(row for row in rows if row[1] == "`wrong-way`")[head.index("verdict")] == "**contradicted**"
+    by_order = report["hypotheses"][0]["by_order"]
+    assert rows[0][head.index("by order")] == f"order-0 {by_order['order-0']:+.4g}, order-1 {by_order['order-1']:+.4g}"
+
+
+def test_what_was_thought_of_later_stands_apart(report):
+    text = render_markdown(report)
+    section = next(part for part in text.split("\n## ") if part.startswith("Compared after the runs, not judged"))
+    ((head, _, row),) = tables(section)
+    (item,) = report["comparisons"]
+    assert "verdict" not in head and row[1] == "`thought-of-later`" and row[0] == "It also &lt;gains> more."
+    assert row[head.index("difference [95 %]")] == f"{item['difference']['mean']:+.4g} [{item['difference']['low']:+.4g}, {item['difference']['high']:+.4g}]"
+
+
+def test_average_scores_stand_beside_backward_transfer(small_study, small_records):
+    claim = {"name": "keeps", "claim": "It keeps less.", "figure": "backward_transfer", "arm": "arm-1", "against": "arm-0"}
+    study = small_study.model_copy(update={"comparisons": (small_study.comparisons[0].model_validate(claim),)})
+    report = build_study_report(study, small_records)
+    scores = [sum(item["figures"]["average_score"] for item in report["members"] if item["arm"] == arm) / 6 for arm in ("arm-1", "arm-0")]
+    assert f"average score: arm-1 {scores[0]:.3f}, arm-0 {scores[1]:.3f}" in render_markdown(report)
 
 
 def test_a_title_and_a_message_stay_in_their_cells():

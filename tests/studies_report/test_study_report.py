@@ -10,7 +10,7 @@ import pytest
 
 from cluster.spec.study import FIGURES, expand
 from services.evaluation.studies import build_study_report, member_figures, render_text, write_html
-from tests.studies_report.made_records import HYPOTHESES, made_record, made_study, simulated_records, simulated_report
+from tests.studies_report.made_records import COMPARISONS, HYPOTHESES, made_record, made_study, simulated_records, simulated_report
 
 VOID = {"meta", "br", "img"}
 
@@ -44,6 +44,15 @@ def test_arms_are_pooled_over_the_orders_that_all_run_in(small_study, small_reco
     fewer = small_study.model_copy(update={"arms": tuple(arms)})
     rows = next(of["rows"] for of in build_study_report(fewer, small_records)["figures"] if of["figure"] == "gain")
     assert [(row["arm"], row["order"], row["n"]) for row in rows] == [("arm-0", "order-0", 3), ("arm-1", "order-0", 3), ("arm-0", "order-1", 3)]
+
+
+def test_drift_at_the_same_gain_weighs_orders_as_its_hypothesis_does(small_study, small_records):
+    members = expand(small_study)
+    fewer = [record for record, member in zip(small_records, members, strict=True) if (member.order, member.seed) != ("order-1", 3)]
+    report = build_study_report(small_study, fewer)
+    hypothesis = next(item for item in report["hypotheses"] if item["name"] == "matched")
+    (table,) = (item for item in report["matched"] if (item["arm"], item["against"]) == ("arm-1", "arm-0"))
+    assert hypothesis["n"]["pairs"] == 5 and table["at_gain"]["difference"] == {**hypothesis["difference"], "n": 5}
 
 
 def test_series_hold_rows_and_points_inside_stages(report, small_records):
@@ -145,7 +154,7 @@ class _Page(HTMLParser):
 @pytest.fixture(scope="module")
 def page_of_some(tmp_path_factory):
     """The page of a study of which one member failed with a message that is HTML."""
-    study = made_study(arms=2, seeds=3, stages=2, hypotheses=HYPOTHESES)
+    study = made_study(arms=2, seeds=3, stages=2, hypotheses=HYPOTHESES, comparisons=COMPARISONS)
     records = simulated_records(study)
     records[0] |= {"status": "failed", "message": "<script>alert(1)</script> & more", "reason": "a<b"}
     report = build_study_report(study, records)
@@ -166,7 +175,8 @@ def test_the_page_holds_everything_and_asks_for_nothing(page_of_some):
     assert all(of["figure"] in text for of in report["figures"])
     row = next(row for row in next(of["rows"] for of in report["figures"] if of["figure"] == "stage_drift") if row["arm"] == "arm-1")
     assert f"{row['mean']:.4g}" in text and "seeds:" in text and "holdfast study run toy.yaml" in text
-    assert content.index("<h2>Summary") < content.index("<h2>Progress")
+    assert content.index("<h2>Summary") < content.index("<h2>Compared after the runs, not judged") < content.index("<h2>Progress")
+    assert "It also &lt;gains&gt; more." in content
 
 
 def test_text_from_outside_is_escaped(page_of_some):

@@ -16,12 +16,14 @@ from services.evaluation.plots.style import figure_svg
 from services.evaluation.studies.figures import caption, study_figures
 from services.evaluation.studies.page_style import STYLE
 from services.evaluation.studies.text import (
+    COMPARED,
     WORDS,
+    by_order_text,
     counts_text,
     estimate_text,
     expected_text,
-    few_text,
     figure_text,
+    left_out_text,
     machine_text,
     pairs_text,
     scores_text,
@@ -54,6 +56,7 @@ def page(report: Mapping[str, Any], *, date: str | None = None, commands: Sequen
         f'<p class="lead">{escape(counts_text(report["progress"]))}.</p>',
         _summary(report["hypotheses"]),
         figures.get("hypotheses", ""),
+        _comparisons(report["comparisons"]),
         _notes(report["notes"]),
         "<h2>Progress</h2>",
         _progress(report["progress"]),
@@ -99,14 +102,30 @@ def _summary(hypotheses: Sequence[Mapping[str, Any]]) -> str:
     counts = [f"{sum(item['verdict'] == verdict for item in hypotheses)} {WORDS[verdict]}" for verdict in VERDICT_ORDER]
     rows = []
     for item in sorted(hypotheses, key=lambda item: VERDICT_ORDER.index(item["verdict"])):
-        compared = escape(item["arm"]) + (f" &minus; {escape(item['against'])}" if item["against"] else "")
-        left_out = f"<br><small>left out, not finished or the figure not measured: {escape(few_text(item['left_out']))}</small>" if item["left_out"] else ""
-        left_out += f"<br><small>{item['stages_left_out']} stages left out: too little gain to be matched</small>" if item["stages_left_out"] else ""
-        beside = f"<br>average scores: {escape(scores_text(item))}" if item["average_scores"] else ""
-        rows.append([f"{escape(item['name'])}<br><small>{escape(item['claim'])}</small>", _badge(item["verdict"]), f"{escape(item['figure'])}<br><small>{compared}{beside}</small>", escape(expected_text(item)), _number(estimate_text(item["difference"], "+")), f"{figure_text(item['p_value'])}<br><small class=\"number\">Holm {figure_text(item['p_value_holm'])}</small>", escape(pairs_text(item["n"])) + left_out])
+        name, figure, difference, pairs = _contrast(item)
+        rows.append([name, _badge(item["verdict"]), figure, escape(expected_text(item)), difference, f"{figure_text(item['p_value'])}<br><small class=\"number\">Holm {figure_text(item['p_value_holm'])}</small>", pairs])
     words = "Hypotheses: mean paired difference with 95 % t interval; p by exact sign flips, below it adjusted by Holm over all hypotheses"
     table = _table(["hypothesis", "verdict", "figure", "expected", "difference", "p", "n"], rows, words)
     return f'<h2>Summary</h2><p class="lead">Of {len(hypotheses)} hypotheses: {", ".join(counts)}.</p>' + table
+
+
+def _comparisons(comparisons: Sequence[Mapping[str, Any]]) -> str:
+    words = "Mean paired difference with 95 % t interval. These were thought of when the runs were known: they describe, and test nothing"
+    table = _table(["about", "figure", "difference", "n"], [_contrast(item) for item in comparisons], words) if comparisons else ""
+    return f"<h2>{COMPARED}</h2>{table}" if table else ""
+
+
+def _contrast(item: Mapping[str, Any]) -> list[str]:
+    """Cells of a hypothesis or comparison: what it is about, its figure and arms, its difference, its pairs."""
+    compared = escape(item["arm"]) + (f" &minus; {escape(item['against'])}" if item["against"] else "")
+    beside = f"<br>average scores: {escape(scores_text(item))}" if item["average_scores"] else ""
+    left_out, by_order = left_out_text(item), by_order_text(item)
+    return [
+        f"{escape(item['name'])}<br><small>{escape(item['claim'])}</small>",
+        f"{escape(item['figure'])}<br><small>{compared}{beside}</small>",
+        _number(estimate_text(item["difference"], "+")) + (f'<br><small class="number">{escape(by_order)}</small>' if by_order else ""),
+        escape(pairs_text(item["n"])) + (f"<br><small>{escape(left_out)}</small>" if left_out else ""),
+    ]
 
 
 def _notes(notes: Sequence[str]) -> str:

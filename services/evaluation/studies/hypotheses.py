@@ -1,6 +1,6 @@
-"""What a study expected, against what its finished members show.
+"""What a study expected, against what its finished members show; and what was compared after the runs, without a verdict.
 
-Every hypothesis is paired by (order, seed): the figure of ``arm`` minus that of ``against`` (or minus 0). The difference is the mean
+Every hypothesis and comparison is paired by (order, seed): the figure of ``arm`` minus that of ``against`` (or minus 0). The difference is the mean
 of the orders' means (an order with more seeds weighs no more: what differs between orders is no noise), its 95 % t interval is by
 the variance within orders. The verdict is by that interval against the margin that was written down before the runs:
 
@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from cluster.spec.study import Hypothesis, StudySpec
+from cluster.spec.study import Comparison, Hypothesis, StudySpec
 from services.evaluation.paired import NUM_PERMUTATIONS, TOLERANCE, holm
 from services.evaluation.plots.intervals import stratified_interval
 from services.evaluation.plots.runs import Run
@@ -50,39 +50,54 @@ def verdicts(study: StudySpec, planned: Sequence[Key], figures: Figures, runs: M
     return found
 
 
+def comparisons(study: StudySpec, planned: Sequence[Key], figures: Figures, runs: Mapping[Key, Run]) -> list[dict[str, Any]]:
+    """One entry per comparison, in the file's order: as a hypothesis's, without verdict and p."""
+    return [_contrast(item, planned, figures, runs)[0] for item in study.comparisons]
+
+
 def _verdict(hypothesis: Hypothesis, planned: Sequence[Key], figures: Figures, runs: Mapping[Key, Run]) -> dict[str, Any]:
+    found, by_order = _contrast(hypothesis, planned, figures, runs)
+    enough = found["difference"]["low"] is not None
+    return {
+        **found,
+        "verdict": _judged(hypothesis, found["difference"], found["n"]["pairs"]) if enough else "no_data",
+        "p_value": sign_flip_p([value / len(group) for group in by_order for value in group]) if enough else None,
+        "p_value_holm": None,
+    }
+
+
+def _contrast(item: Comparison, planned: Sequence[Key], figures: Figures, runs: Mapping[Key, Run]) -> tuple[dict[str, Any], list[list[float]]]:
+    """The report's entry, and the differences of every order."""
     pairs, left_out, stages_left_out = [], [], 0
     for arm, order, seed in planned:
-        if arm != hypothesis.arm or (hypothesis.orders is not None and order not in hypothesis.orders):
+        if arm != item.arm or (item.orders is not None and order not in item.orders):
             continue
-        keys = [(name, order, seed) for name in (hypothesis.arm, hypothesis.against) if name is not None]
+        keys = [(name, order, seed) for name in (item.arm, item.against) if name is not None]
         if len(keys) == 2 and keys[1] not in planned:
             continue  # the other arm does not run in this order
-        if hypothesis.figure == "drift_at_matched_gain":
+        if item.figure == "drift_at_matched_gain":
             values, stages = _matched(keys, runs)
             stages_left_out += stages
         else:
-            values = [figures.get(key, {}).get(hypothesis.figure) for key in keys]
+            values = [figures.get(key, {}).get(item.figure) for key in keys]
         if None in values:
             left_out += [words_of(key) for key, value in zip(keys, values, strict=True) if value is None]
             continue
         scores = [figures.get(key, {}).get("average_score") for key in keys]
         pairs.append({"order": order, "seed": seed, "arm": values[0], "against": values[1] if len(values) > 1 else 0.0, "average_scores": scores})
-    by_order = [[pair["arm"] - pair["against"] for pair in pairs if pair["order"] == order] for order in dict.fromkeys(pair["order"] for pair in pairs)]
-    estimate = stratified_interval(by_order)
-    enough = estimate["low"] is not None
-    return {
-        **hypothesis.model_dump(mode="json"),
-        "verdict": _judged(hypothesis, estimate) if enough else "no_data",
+    by_order = {order: [pair["arm"] - pair["against"] for pair in pairs if pair["order"] == order] for order in dict.fromkeys(pair["order"] for pair in pairs)}
+    estimate = stratified_interval(list(by_order.values()))
+    entry = {
+        **item.model_dump(mode="json"),
         "difference": {key: estimate[key] for key in ("mean", "low", "high")},
-        "p_value": sign_flip_p([value / len(group) for group in by_order for value in group]) if enough else None,
-        "p_value_holm": None,
+        "by_order": {order: fmean(group) for order, group in by_order.items()},
         "n": {"pairs": len(pairs), "seeds": len({pair["seed"] for pair in pairs}), "orders": len({pair["order"] for pair in pairs})},
-        "average_scores": _average_scores(pairs) if hypothesis.figure in OF_CHANGE else None,
+        "average_scores": _average_scores(pairs) if item.figure in OF_CHANGE else None,
         "pairs": pairs,
         "left_out": sorted(set(left_out)),
         "stages_left_out": stages_left_out,
     }
+    return entry, list(by_order.values())
 
 
 def _average_scores(pairs: Sequence[Mapping[str, Any]]) -> list[float] | None:
@@ -91,8 +106,8 @@ def _average_scores(pairs: Sequence[Mapping[str, Any]]) -> list[float] | None:
     return [fmean(column) for column in columns] if columns and not any(None in column for column in columns) else None
 
 
-def _judged(hypothesis: Hypothesis, estimate: Mapping[str, Any]) -> str:
-    if estimate["n"] < MIN_WITHOUT_SPREAD and estimate["low"] == estimate["high"]:
+def _judged(hypothesis: Hypothesis, estimate: Mapping[str, Any], pairs: int) -> str:
+    if pairs < MIN_WITHOUT_SPREAD and estimate["low"] == estimate["high"]:
         return "not_seen"
     return judge(hypothesis.expect, hypothesis.margin, estimate["low"], estimate["high"])
 

@@ -9,13 +9,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from services.evaluation.studies.text import (
+    COMPARED,
     WORDS,
+    by_order_text,
     counts_text,
     estimate_text,
     expected_text,
     figure_text,
+    left_out_text,
     machine_text,
     pairs_text,
+    scores_text,
     seconds_text,
     stages_text,
     warnings_text,
@@ -31,7 +35,7 @@ GROUPS = (
 
 def render_markdown(report: Mapping[str, Any]) -> str:
     """Progress, hypotheses, the figures of every order, drift at matched gain, what failed, cost."""
-    blocks = [f"# {_escaped(report['study']['name'])}: the figures", counts_text(report["progress"]) + ".", _hypotheses(report["hypotheses"])]
+    blocks = [f"# {_escaped(report['study']['name'])}: the figures", counts_text(report["progress"]) + ".", _hypotheses(report["hypotheses"]), _comparisons(report["comparisons"])]
     blocks += [_order(report, order["name"]) for order in report["study"]["orders"]]
     blocks += [_matched(report["matched"]), _failed(report["failed"]), _notes(report["notes"]), _cost(report), _meanings(report)]
     return "\n\n".join(block for block in blocks if block) + "\n"
@@ -50,10 +54,25 @@ def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 def _hypotheses(hypotheses: Sequence[Mapping[str, Any]]) -> str:
     rows = []
     for item in hypotheses:
-        compared = f"`{item['arm']}`" + (f" - `{item['against']}`" if item["against"] else "")
-        rows.append([_escaped(item["claim"]), f"`{item['name']}`", f"{item['figure']}: {compared}", expected_text(item), estimate_text(item["difference"], "+"), f"**{WORDS[item['verdict']]}**", f"{figure_text(item['p_value'])} ({figure_text(item['p_value_holm'])})", pairs_text(item["n"])])
-    heads = ["claim", "hypothesis", "figure", "expected", "difference [95 %]", "verdict", "p (Holm)", "n"]
+        rows.append([_escaped(item["claim"]), f"`{item['name']}`", _compared(item), expected_text(item), estimate_text(item["difference"], "+"), by_order_text(item), f"**{WORDS[item['verdict']]}**", f"{figure_text(item['p_value'])} ({figure_text(item['p_value_holm'])})", pairs_text(item["n"]), _beside(item)])
+    heads = ["claim", "hypothesis", "figure", "expected", "difference [95 %]", "by order", "verdict", "p (Holm)", "n", "beside it"]
     return "## Hypotheses\n\n" + _table(heads, rows) if rows else ""
+
+
+def _comparisons(comparisons: Sequence[Mapping[str, Any]]) -> str:
+    rows = [[_escaped(item["claim"]), f"`{item['name']}`", _compared(item), estimate_text(item["difference"], "+"), by_order_text(item), pairs_text(item["n"]), _beside(item)] for item in comparisons]
+    heads = ["about", "comparison", "figure", "difference [95 %]", "by order", "n", "beside it"]
+    return f"## {COMPARED}\n\n" + _table(heads, rows) if rows else ""
+
+
+def _compared(item: Mapping[str, Any]) -> str:
+    return f"{item['figure']}: `{item['arm']}`" + (f" - `{item['against']}`" if item["against"] else "")
+
+
+def _beside(item: Mapping[str, Any]) -> str:
+    """What a reader of the difference has to know too."""
+    scores = f"average score: {scores_text(item)}" if item["average_scores"] else ""
+    return "; ".join(part for part in (scores, left_out_text(item)) if part)
 
 
 def _order(report: Mapping[str, Any], order: str) -> str:

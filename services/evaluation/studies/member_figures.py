@@ -1,7 +1,7 @@
 """The figures of one member, by the definitions of ``cluster.spec.study.FIGURES``.
 
 Invariant: a figure is of a whole run; where a stage is missing (the run failed or was cancelled) every figure but
-``first_stage_gain`` is None, because a mean over fewer stages is another figure. Pure.
+``first_stage_gain`` is None (and ``collapsed_stages``, if its method failed), because a mean over fewer stages is another figure. Pure.
 """
 
 from __future__ import annotations
@@ -42,12 +42,14 @@ def _gain(run: Run, stage: int) -> float:
     return run.own_score(stage + 1, stage) - run.own_score(stage, stage)
 
 
-def _early_gain(run: Run) -> float | None:
-    def of_stage(stage: int) -> float | None:
-        inside = run.own_inside(stage)
-        return inside[0][1] - run.own_score(stage, stage) if inside else None
+def _early_score(run: Run, stage: int) -> float | None:
+    inside = run.own_inside(stage)
+    return inside[0][1] if inside else None
 
-    return _mean(of_stage(stage) for stage in run.counted)
+
+def _early_gain(run: Run, stage: int) -> float | None:
+    score = _early_score(run, stage)
+    return None if score is None else score - run.own_score(stage, stage)
 
 
 def _backward_transfer(run: Run) -> float | None:
@@ -123,7 +125,11 @@ OF_WHOLE_RUNS: dict[str, Callable[[Run], float | None]] = {
     "gain": lambda run: _mean(_gain(run, stage) for stage in run.counted),
     "last_stage_gain": lambda run: _gain(run, run.counted[-1]),
     "gain_change": lambda run: _gain(run, run.counted[-1]) - _gain(run, run.counted[0]),
-    "early_gain": _early_gain,
+    "early_gain": lambda run: _mean(_early_gain(run, stage) for stage in run.counted),
+    "first_stage_early_gain": lambda run: _early_gain(run, run.counted[0]),
+    "start_score": lambda run: _mean(run.own_score(stage, stage) for stage in run.counted),
+    "early_score": lambda run: _mean(_early_score(run, stage) for stage in run.counted),
+    "end_score": lambda run: _mean(run.own_score(stage + 1, stage) for stage in run.counted),
     "average_score": lambda run: _mean(run.score(len(run.stages), name) for name in run.trained),
     "backward_transfer": _backward_transfer,
     "forgetting": _forgetting,
@@ -138,5 +144,6 @@ OF_WHOLE_RUNS: dict[str, Callable[[Run], float | None]] = {
     "truncation_rate": lambda run: _mean(run.truncation_rate(len(run.stages), name) for name in run.trained),
     "collapse_warnings": _num_warnings,
     "amplification_warnings": lambda run: _num_warnings(run, AMPLIFICATION_CODES),
+    "lost_domains": lambda run: _mean(float(run.score(len(run.stages), name) < COLLAPSED_SHARE * run.score(0, name)) for name in run.trained),
     "collapsed_stages": _collapsed_stages,
 }

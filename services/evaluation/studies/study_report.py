@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from statistics import fmean
 from typing import Any
@@ -16,10 +16,10 @@ from typing import Any
 import yaml
 
 from cluster.spec.study import FIGURES, Member, StudySpec
-from services.evaluation.plots.intervals import mean_interval
+from services.evaluation.plots.intervals import mean_interval, stratified_interval
 from services.evaluation.plots.runs import Run
 from services.evaluation.plots.series import all_series
-from services.evaluation.studies.hypotheses import verdicts
+from services.evaluation.studies.hypotheses import comparisons, verdicts
 from services.evaluation.studies.matched_gain import matched_gain, matched_steps
 from services.evaluation.studies.member_figures import PAIRWISE, figures_of_run
 from services.evaluation.studies.members import Key, Record, matched_records, run_of, words_of
@@ -41,6 +41,7 @@ def build_study_report(study: StudySpec, records: Sequence[Record]) -> dict[str,
         "study": _about(study),
         "progress": _progress(members, found),
         "hypotheses": verdicts(study, list(members), figures, runs),
+        "comparisons": comparisons(study, list(members), figures, runs),
         "figures": _figure_tables(study, members, figures),
         "members": [{"arm": key[0], "order": key[1], "seed": key[2], "figures": figures[key]} for key in runs],
         "matched": _matched(study, runs),
@@ -101,10 +102,13 @@ def _row(name: str, arm: str, orders: Sequence[str], order: str | None, figures:
 
 
 def _matched(study: StudySpec, runs: Mapping[Key, Run]) -> list[dict[str, Any]]:
-    """Drift against where a stage began, at matched gain and at matched steps, for every two arms whose drift a hypothesis compares,
-    in that hypothesis's orders."""
+    """Drift against where a stage began, at matched gain and at matched steps, for every two arms whose drift a hypothesis or a
+    comparison compares, in the orders of the first that does."""
     found = []
-    compared = {(item.arm, item.against): item.orders for item in study.hypotheses if item.against and "drift" in item.figure}
+    compared: dict[tuple[str, str], Any] = {}
+    for item in (*study.hypotheses, *study.comparisons):
+        if item.against and "drift" in item.figure:
+            compared.setdefault((item.arm, item.against), item.orders)
     for (one, other), orders in compared.items():
         pairs = [
             (run, runs[other, order, seed])
@@ -113,16 +117,22 @@ def _matched(study: StudySpec, runs: Mapping[Key, Run]) -> list[dict[str, Any]]:
         ]
         pairs = [(run, against) for run, against in pairs if run.is_whole and against.is_whole]
         at_gain, at_steps = ([rule(*pair) for pair in pairs] for rule in (matched_gain, matched_steps))
-        found.append({"arm": one, "against": other, "at_gain": _pooled(at_gain), "at_steps": _pooled(at_steps), "pairs": [{"order": pair[0].order, "seed": pair[0].seed, "at_gain": asdict(gain), "at_steps": asdict(steps)} for pair, gain, steps in zip(pairs, at_gain, at_steps, strict=True)]})
+        orders_of = [run.order for run, _ in pairs]
+        found.append({"arm": one, "against": other, "at_gain": _pooled(at_gain, orders_of), "at_steps": _pooled(at_steps, orders_of), "pairs": [{"order": pair[0].order, "seed": pair[0].seed, "at_gain": asdict(gain), "at_steps": asdict(steps)} for pair, gain, steps in zip(pairs, at_gain, at_steps, strict=True)]})
     return found
 
 
-def _pooled(of_pairs: Sequence[Any]) -> dict[str, Any]:
-    known = [item for item in of_pairs if item.one is not None]
+def _pooled(of_pairs: Sequence[Any], orders: Sequence[str]) -> dict[str, Any]:
+    """As a hypothesis does it: the mean of the orders' means."""
+
+    def interval(value: Callable[[Any], float]) -> dict[str, Any]:
+        known = [(order, value(item)) for order, item in zip(orders, of_pairs, strict=True) if item.one is not None]
+        return stratified_interval([[found for of, found in known if of == order] for order in dict.fromkeys(orders)])
+
     return {
-        "arm": mean_interval([item.one for item in known]),
-        "against": mean_interval([item.other for item in known]),
-        "difference": mean_interval([item.one - item.other for item in known]),
+        "arm": interval(lambda item: item.one),
+        "against": interval(lambda item: item.other),
+        "difference": interval(lambda item: item.one - item.other),
         "num_stages": sum(item.num_stages for item in of_pairs),
         "num_left_out": sum(item.num_left_out for item in of_pairs),
     }

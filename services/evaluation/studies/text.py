@@ -7,6 +7,7 @@ from typing import Any
 
 from services.evaluation.text_tables import table
 
+COMPARED = "Compared after the runs, not judged"
 WORDS = {"seen": "seen", "not_seen": "not seen", "contradicted": "contradicted", "no_data": "no data"}
 NAMED = 4
 """Members that are named one by one where some are left out."""
@@ -26,7 +27,7 @@ MAIN_FIGURES = (
 def render_text(report: Mapping[str, Any]) -> str:
     """Progress, hypotheses, the main figures per arm, drift at matched gain, what failed, cost, notes."""
     blocks = [f"Study {report['study']['name']}", _progress(report["progress"]), _hypotheses(report["hypotheses"]), _figures(report)]
-    blocks += [_matched(report["matched"]), _failed(report["failed"]), _cost(report)]
+    blocks += [_comparisons(report["comparisons"]), _matched(report["matched"]), _failed(report["failed"]), _cost(report)]
     blocks += ["Notes\n" + "\n".join(f"- {note}" for note in report["notes"])] if report["notes"] else []
     return "\n\n".join(block for block in blocks if block)
 
@@ -74,14 +75,35 @@ def _seeds(seeds: Sequence[int]) -> str:
 def _hypotheses(hypotheses: Sequence[Mapping[str, Any]]) -> str:
     if not hypotheses:
         return ""
-    lines = [["hypothesis", "verdict", "figure", "difference [95% interval]", "expected", "p", "p (Holm)", "n"]]
+    lines = [["hypothesis", "verdict", "figure", "difference [95% interval]", "by order", "expected", "p", "p (Holm)", "n"]]
     for item in hypotheses:
         arms = item["arm"] + (f" - {item['against']}" if item["against"] else "")
-        lines.append([item["name"], WORDS[item["verdict"]], f"{item['figure']}: {arms}", estimate_text(item["difference"], "+"), expected_text(item), figure_text(item["p_value"]), figure_text(item["p_value_holm"]), pairs_text(item["n"])])
-    left_out = [f"{item['name']} leaves out {few_text(item['left_out'])} (not finished, or the figure was not measured)" for item in hypotheses if item["left_out"]]
-    left_out += [f"{item['name']}: {item['stages_left_out']} stages are left out, where a run gained too little to be matched" for item in hypotheses if item["stages_left_out"]]
+        lines.append([item["name"], WORDS[item["verdict"]], f"{item['figure']}: {arms}", estimate_text(item["difference"], "+"), by_order_text(item), expected_text(item), figure_text(item["p_value"]), figure_text(item["p_value_holm"]), pairs_text(item["n"])])
+    left_out = [f"{item['name']} {text}" for item in hypotheses if (text := left_out_text(item))]
     left_out += [f"{item['name']}: average scores after the last stage {scores_text(item)}" for item in hypotheses if item["average_scores"]]
     return "Hypotheses\n" + table(lines) + "".join(f"\n{line}" for line in left_out)
+
+
+def _comparisons(comparisons: Sequence[Mapping[str, Any]]) -> str:
+    if not comparisons:
+        return ""
+    lines = [["comparison", "figure", "difference [95% interval]", "by order", "n"]]
+    lines += [[item["name"], f"{item['figure']}: {item['arm']}" + (f" - {item['against']}" if item["against"] else ""), estimate_text(item["difference"], "+"), by_order_text(item), pairs_text(item["n"])] for item in comparisons]
+    left_out = [f"{item['name']} {text}" for item in comparisons if (text := left_out_text(item))]
+    return COMPARED + "\n" + table(lines) + "".join(f"\n{line}" for line in left_out)
+
+
+def by_order_text(item: Mapping[str, Any]) -> str:
+    """``first +0.1, second -0.02``; nothing of a single order."""
+    return ", ".join(f"{order} {mean:+.4g}" for order, mean in item["by_order"].items()) if len(item["by_order"]) > 1 else ""
+
+
+def left_out_text(item: Mapping[str, Any]) -> str:
+    """What of a hypothesis or comparison could not be counted; nothing where all was."""
+    parts = [f"leaves out {few_text(item['left_out'])} (not finished, or the figure was not measured)"] if item["left_out"] else []
+    count = item["stages_left_out"]
+    parts += [f"leaves out {count} stage{'' if count == 1 else 's'}, where a run gained too little to be matched"] if count else []
+    return "; ".join(parts)
 
 
 def few_text(names: Sequence[str]) -> str:
