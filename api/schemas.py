@@ -142,16 +142,24 @@ class Evaluation(View):
     created_at: datetime | None = None
 
 
+class Measurement(Evaluation):
+    """One of the measurements that a score matrix was made of, or that was left out of it."""
+
+    comparable: bool = Field(description="false: left out, measured with other problems, seeds, sampling or verifier, or after a row that was")
+
+
 class Evaluations(View):
     """The score matrix of a job, the retention figures, and the rows they come from."""
 
     object: Literal["evaluations"] = "evaluations"
     domains: list[str]
     rows: list[str] = Field(description="'base', then the names of the stages that were evaluated")
-    score_matrix: list[list[float | None]] = Field(description="score_matrix[row][domain]; null where not measured")
+    score_matrix: list[list[float | None]] = Field(description="score_matrix[row][domain]; null where not measured; all on the same problems, seeds, sampling and verifier")
+    truncation_rate: list[list[float | None]] = Field(description="of the same cells: share of completions that were cut at max_tokens")
+    notes: list[str] = Field(description="which rows and scores were left out because they do not compare, and which are taken as comparable")
     retention: dict[str, Any] | None = Field(description="stage gains, changes of earlier domains, average score, backward transfer, forgetting, forward transfer, with 95 % intervals; null before the first stage was evaluated")
     retention_note: str | None = Field(None, description="why there are no retention figures, where that is not for want of stages")
-    data: list[Evaluation] = Field(description="every measurement, the ones during stages included")
+    data: list[Measurement] = Field(description="every measurement, the ones during stages and those that were left out included")
 
 
 class Stage(StageProgress):

@@ -12,7 +12,10 @@ EVENTS_PER_PAGE = 500
 
 
 def so_far(service: Any, job: str) -> dict[str, Any]:
-    """The evaluations of the job with ``stages`` and report.json's sections ``during``, ``drift`` and ``collapse``."""
+    """The evaluations of the job with ``stages`` and report.json's sections ``during``, ``drift`` and ``collapse``.
+
+    ``during`` has the scores that compare with the matrix; ``data`` has all.
+    """
     from cluster.spec.job import JobSpec, own_domains
     from services.evaluation.report_side_effects import responses_from_points, side_effects
 
@@ -34,7 +37,8 @@ def so_far(service: Any, job: str) -> dict[str, Any]:
         for stage in stages
     ]
     responses = responses_from_points(stages, own, points)
-    return evaluations | {"stages": described} | side_effects(stages, evaluations["data"], points, _events(service, job), responses, distances(points))
+    compared = [item for item in evaluations["data"] if item["comparable"]]
+    return evaluations | {"stages": described} | side_effects(stages, compared, points, _events(service, job), responses, distances(points))
 
 
 def _events(service: Any, job: str) -> Iterator[dict[str, Any]]:
@@ -58,24 +62,36 @@ def distances(points: list[dict[str, Any]]) -> dict[str, Any] | None:
 
 
 def text_so_far(found: dict[str, Any]) -> str:
-    """Means alone: intervals come with the report."""
+    """Scores without intervals, which come with the report; all else in its words. What does not compare is in its notes alone."""
+    from services.evaluation.report_comparisons import render_comparisons
     from services.evaluation.side_effects_text import render_side_effects
-    from services.evaluation.text_tables import table
+    from services.evaluation.text_tables import retention_lines, table
 
-    matrix = {"rows": found["rows"], "domains": found["domains"], "means": found["score_matrix"]}
-    rows = list(zip(matrix["rows"], matrix["means"], strict=True)) + _inside(found)
+    rows = [*zip(found["rows"], found["score_matrix"], found["truncation_rate"], strict=True), *_inside(found)]
     if not rows:
         return "Nothing has been evaluated yet."
-    lines = [["after", *matrix["domains"]]]
-    lines += [[name, *("-" if value is None else f"{value:.3f}" for value in values)] for name, values in rows]
-    return "\n\n".join(["The job has not ended; scores so far\n" + table(lines), *render_side_effects(found | {"score_matrix": matrix})])
+    lines = [["after", *found["domains"]]]
+    lines += [[name, *(_cell(*cell) for cell in zip(means, cuts, strict=True))] for name, means, cuts in rows]
+    blocks = ["The job has not ended; scores so far, share of completions cut at the limit\n" + table(lines)]
+    if found["retention"]:
+        blocks.append(table(retention_lines(found["retention"])))
+    notes = [*found["notes"], *([found["retention_note"]] if found["retention_note"] else [])]
+    like_report = found | {"score_matrix": {"rows": found["rows"], "domains": found["domains"], "means": found["score_matrix"], "notes": notes}}
+    return "\n\n".join([*blocks, *render_side_effects(like_report), *render_comparisons(like_report)])
 
 
-def _inside(found: dict[str, Any]) -> list[tuple[str, list[float | None]]]:
-    """The newest scores inside the stage that is under way; none where its end is scored already."""
+def _cell(mean: float | None, cut: float | None) -> str:
+    from services.evaluation.text_tables import share
+
+    return "-" if mean is None else f"{mean:.3f} cut {share(cut)}"
+
+
+def _inside(found: dict[str, Any]) -> list[tuple[str, list[float | None], list[float | None]]]:
+    """The newest scores inside the stage that is under way, and their truncation rates; none where its end is scored already."""
     running = [item for item in found.get("during", []) if item["stage_index"] + 1 >= len(found["rows"])]
     if not running:
         return []
     last = running[-1]
-    scores = {item["domain"]: item["mean"] for item in running if (item["stage"], item["step"]) == (last["stage"], last["step"])}
-    return [(f"{last['stage']} (step {last['step']})", [scores.get(name) for name in found["domains"]])]
+    newest = {item["domain"]: item for item in running if (item["stage"], item["step"]) == (last["stage"], last["step"])}
+    scores, cuts = ([newest.get(name, {}).get(field) for name in found["domains"]] for field in ("mean", "truncation_rate"))
+    return [(f"{last['stage']} (step {last['step']})", scores, cuts)]

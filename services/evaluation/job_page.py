@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from services.evaluation.text_tables import signed
+from services.evaluation.text_tables import retention_lines, share
 
 STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:70rem;margin:2rem auto;padding:0 1rem;color:#222}
 table{border-collapse:collapse;margin:1rem 0}th,td{padding:.25rem .8rem;text-align:right;border-bottom:1px solid #ddd}
@@ -26,12 +26,6 @@ CAPTIONS = {
     "similarity_by_stage": "How alike the answers to fixed prompts are to the base model's.",
     "forgetting_by_distance": "Change of a domain's score against the distance of its prompts from the stage's own.",
 }
-RETENTION = (
-    ("average_score", "average score", ""),
-    ("backward_transfer", "backward transfer", "+"),
-    ("forward_transfer", "forward transfer", "+"),
-    ("forgetting", "forgetting (biased upward)", "+"),
-)
 
 
 def write_job_files(report: Mapping[str, Any], folder: Path) -> list[Path]:
@@ -76,17 +70,16 @@ def _matrix(matrix: Mapping[str, Any]) -> str:
         return "<p>No evaluation is complete yet.</p>"
     lines = [["after", *(f"{html.escape(name)} (n={matrix['num_problems'][name]})" for name in matrix["domains"])]]
     for row, name in enumerate(matrix["rows"]):
-        cells = zip(*(matrix[key][row] for key in ("means", "low", "high")), strict=True)
-        lines.append([html.escape(name), *(f"{mean:.3f} <small>[{low:.3f}, {high:.3f}]</small>" for mean, low, high in cells)])
-    return f"<h2>Scores</h2><p>Mean and {matrix['confidence']:.0%} interval.</p>" + _table(lines)
+        cells = zip(*(matrix[key][row] for key in ("means", "low", "high", "truncation_rate")), strict=True)
+        lines.append([html.escape(name), *(f"{mean:.3f} <small>[{low:.3f}, {high:.3f}] cut {share(cut)}</small>" for mean, low, high, cut in cells)])
+    return f"<h2>Scores</h2><p>Mean [{matrix['confidence']:.0%} interval], share of completions cut at the limit.</p>" + _table(lines)
 
 
 def _retention(figures: Mapping[str, Any] | None) -> str:
     if figures is None:
         return ""
-    lines = [["figure", "value"], *([words, signed(figures[key], sign)] for key, words, sign in RETENTION)]
-    lines += [[f"change from base, {html.escape(name)}", signed(change)] for name, change in figures["change_from_base"].items()]
-    return "<h2>Gained and lost</h2>" + _table(lines)
+    lines = [[html.escape(name), value] for name, value in retention_lines(figures)]
+    return "<h2>Gained and lost</h2>" + _table([["figure", "value"], *lines])
 
 
 def _table(lines: list[list[str]]) -> str:

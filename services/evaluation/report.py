@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from cluster.spec.job import JobSpec, ResolvedStage, evaluation_domains, own_domains
-from services.evaluation.report_comparisons import comparable, comparisons, pass_at, render_comparisons
+from services.evaluation.report_comparisons import comparable, comparisons, inside_that_compare, pass_at, render_comparisons
 from services.evaluation.report_side_effects import side_effects
 from services.evaluation.retention import CONFIDENCE, RetentionReport, retention
 from services.evaluation.side_effects_text import render_side_effects
-from services.evaluation.text_tables import signed, table
+from services.evaluation.text_tables import retention_lines, share, signed, table
 
 REPORT_FORMAT = 2
 """2: with ``during``, ``drift``, ``collapse``; a stage's ``domains`` without those that it only replays."""
@@ -52,6 +52,7 @@ def build_report(
     domains = [suite.name for suite in evaluation_domains(spec)]
     rows = _complete_rows(cells, domains, most=len(stages) + 1)
     num_rows, notes = comparable(cells, domains, len(rows))
+    inside, left_out = inside_that_compare(evaluations, cells, num_rows, num_rows < len(rows), [stage.name for stage in stages])
     rows, names = rows[:num_rows], ["base", *(stage.name for stage in stages)][:num_rows]
     stage_domains = trained_domains(spec)
     figures = retention(rows, stage_domains) if rows else None
@@ -61,12 +62,12 @@ def build_report(
     return {
         "format": REPORT_FORMAT,
         "job": {"id": job["id"], "name": job["name"], "seed": spec.seed, "spec_hash": job.get("spec_hash")},
-        "score_matrix": _matrix(domains, names, cells, figures) | {"notes": notes},
+        "score_matrix": _matrix(domains, names, cells, figures) | {"notes": notes + left_out},
         "retention": _retention(figures),
         "comparisons": comparisons(rows, names, stage_domains) if len(rows) > 1 else None,
         "pass_at": pass_at(cells, domains, num_rows, spec.evaluation.pass_at),
         "stages": [_stage(stage, own, figures, models, links, points) for stage, own in zip(stages, stage_domains, strict=True)],
-        **side_effects(stages, evaluations, chain.from_iterable(points.values()), events, responses, domain_distances),
+        **side_effects(stages, inside, chain.from_iterable(points.values()), events, responses, domain_distances),
         "models": models,
         "parity": _parity(points),
         "seconds_per_step": {key.removeprefix(SECONDS_PREFIX): _mean(of_key) for key, of_key in points.items() if key.startswith(SECONDS_PREFIX)},
@@ -131,6 +132,7 @@ def _stage(stage: ResolvedStage, own: list[str], figures: RetentionReport | None
         "index": stage.index,
         "name": stage.name,
         "recipe": stage.recipe,
+        "experience": stage.composition.experience.kind,
         "teacher": stage.composition.teacher.kind if stage.composition.teacher else None,
         "domains": own,
         "replayed": [part.name for part in stage.domains if part.name not in own],
@@ -180,7 +182,7 @@ def render_text(report: Mapping[str, Any]) -> str:
     """The report as plain text: matrix, gains, retention, models, speed."""
     blocks = [_render_matrix(report["score_matrix"]), _render_stages(report["stages"])]
     if report["retention"] is not None:
-        blocks.append(_render_retention(report["retention"]))
+        blocks.append(table(retention_lines(report["retention"])))
     blocks += render_side_effects(report)
     blocks += render_comparisons(report)
     blocks.append(_render_speed(report))
@@ -193,12 +195,8 @@ def _render_matrix(matrix: Mapping[str, Any]) -> str:
     lines = [["after", *(f"{name} (n={matrix['num_problems'][name]})" for name in matrix["domains"])]]
     for row, name in enumerate(matrix["rows"]):
         cells = zip(*(matrix[key][row] for key in ("means", "low", "high", "truncation_rate")), strict=True)
-        lines.append([name, *(f"{mean:.3f} [{low:.3f}, {high:.3f}] cut {_share(cut)}" for mean, low, high, cut in cells)])
+        lines.append([name, *(f"{mean:.3f} [{low:.3f}, {high:.3f}] cut {share(cut)}" for mean, low, high, cut in cells)])
     return f"Scores, mean [{matrix['confidence']:.0%} interval], share of completions cut at the limit\n" + table(lines)
-
-
-def _share(value: float | None) -> str:
-    return "-" if value is None else f"{100.0 * value:.1f}%"
 
 
 def _render_stages(stages: Sequence[Mapping[str, Any]]) -> str:
@@ -214,14 +212,6 @@ def _render_stages(stages: Sequence[Mapping[str, Any]]) -> str:
                 stage["model"] or "-",
             ]
         )
-    return table(lines)
-
-
-def _render_retention(figures: Mapping[str, Any]) -> str:
-    lines = [["average score", signed(figures["average_score"], sign="")]]
-    lines += [[name.replace("_", " "), signed(figures[name])] for name in ("backward_transfer", "forward_transfer")]
-    lines.append(["forgetting (biased upward)", signed(figures["forgetting"])])
-    lines += [[f"change from base, {name}", signed(change)] for name, change in figures["change_from_base"].items()]
     return table(lines)
 
 

@@ -19,13 +19,22 @@ Cells = Mapping[tuple[int, str], Mapping[str, Any]]
 Rows = Sequence[Mapping[str, Sequence[float]]]
 
 
+INSIDE_LEFT_OUT = (
+    "scores inside {stage} at steps {steps} are left out: evaluations_not_comparable, they were measured with other problems, "
+    "seeds, sampling or verifier than the rows"
+)
+
+
 def comparable(cells: Cells, domains: Sequence[str], num_rows: int) -> tuple[int, list[str]]:
-    """How many rows, from the base model on, may stand in one matrix; and what has to be said about that."""
+    """How many rows, from the base model on, may stand in one matrix; and what has to be said about that.
+
+    A cell that is not measured yet is passed over.
+    """
     notes, known = [], {}
     for row in range(num_rows):
         changed = []
         for name in domains:
-            digest = cells[row, name].get("problems_digest")
+            digest = cells.get((row, name), {}).get("problems_digest")
             if digest is not None and known.setdefault(name, digest) != digest:
                 changed.append(name)
         if changed:
@@ -35,10 +44,31 @@ def comparable(cells: Cells, domains: Sequence[str], num_rows: int) -> tuple[int
             )
             num_rows = row
             break
-    unknown = sorted({row for row in range(num_rows) for name in domains if cells[row, name].get("problems_digest") is None})
+    measured = [(row, name) for row in range(num_rows) for name in domains if (row, name) in cells]
+    unknown = sorted({row for row, name in measured if cells[row, name].get("problems_digest") is None})
     if unknown:
         notes.append(f"rows {unknown} have no digest of their problems (recorded before it was kept); taken as comparable")
     return num_rows, notes
+
+
+def inside_that_compare(
+    evaluations: Sequence[Mapping[str, Any]], cells: Cells, num_rows: int, was_cut: bool, stages: Sequence[str]
+) -> tuple[list[Mapping[str, Any]], list[str]]:
+    """The scores inside stages that were measured as the matrix's rows were, and what has to be said of the others. ``was_cut``: there
+    are later rows that do not compare; what was measured inside their stages is left out with them."""
+    known: dict[str, Any] = {}
+    for (row, name), item in sorted(cells.items()):
+        if row < num_rows and item.get("problems_digest") is not None:
+            known.setdefault(name, item["problems_digest"])
+    kept, left_out = [], {}
+    for item in evaluations:
+        if item["at"] == "during" and not (was_cut and item["row"] >= num_rows):
+            digest = item.get("problems_digest")
+            if digest is None or known.get(item["domain"], digest) == digest:
+                kept.append(item)
+            else:
+                left_out.setdefault(stages[item["stage_index"]], set()).add(item["step"])
+    return kept, [INSIDE_LEFT_OUT.format(stage=stage, steps=sorted(steps)) for stage, steps in left_out.items()]
 
 
 def comparisons(rows: Rows, names: Sequence[str], stage_domains: Sequence[Sequence[str]]) -> dict[str, Any]:

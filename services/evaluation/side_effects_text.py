@@ -22,7 +22,7 @@ def render_side_effects(report: Report) -> list[str]:
     """Blocks of text; none for a report of before there were such sections."""
     if "drift" not in report:
         return []
-    blocks = [_render_stages(report), _render_domains(report), _render_collapse(report["collapse"], [stage["name"] for stage in report["stages"]])]
+    blocks = [_render_stages(report), _render_domains(report), _render_notes(report), _render_collapse(report)]
     return [block for block in blocks if block]
 
 
@@ -81,11 +81,17 @@ def _render_domains(report: Report) -> str:
     if len(lines) == 1:
         return ""
     title = "Over each stage, by domain: change of the score"
-    if report["drift"]["domain_distances"]:
+    if any((report["drift"]["domain_distances"] or {}).get("mmd_squared", {}).values()):
         title += "; distance of its prompts from the stage's own"
     if report["drift"]["responses"]:
         title += ";\nanswers: KL of the policy to the base, to the stage's start, nats per token; cosine, median [quartiles]"
     return title + "\n" + table(without_empty_columns(lines))
+
+
+def _render_notes(report: Report) -> str:
+    """Which domains have no distance from the others, and why."""
+    notes = (report["drift"]["domain_distances"] or {}).get("notes", [])
+    return "\n".join(textwrap.fill(f"Note: {note}", WIDTH, subsequent_indent="  ") for note in notes)
 
 
 def _domains(report: Report, entries: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -125,16 +131,22 @@ def _answers(entry: Mapping[str, Any] | None) -> list[str]:
 # -- signs of collapse ---------------------------------------------------------------------------------------------------
 
 
-def _render_collapse(collapse: Mapping[str, Any], stages: Sequence[str]) -> str:
-    paragraphs, quiet = [], []
-    for stage in stages:
+def _render_collapse(report: Report) -> str:
+    """A stage that learns from data has no completions of its own to be watched: its evaluations are."""
+    collapse, scored = report["collapse"], {item["stage"] for item in report["during"]} | set(report["score_matrix"]["rows"][1:])
+    paragraphs, quiet, by_evaluations = [], [], []
+    from_data = {stage["name"] for stage in report["stages"] if stage.get("experience", "policy") != "policy"}
+    for stage in (stage["name"] for stage in report["stages"]):
         said = [item for item in collapse["warnings"] if item["stage"] == stage]
         if any(item["raised"] for item in said):
             paragraphs.append(textwrap.fill(_words(stage, said), WIDTH, subsequent_indent="  "))
         elif stage in collapse["stages"]:
             quiet.append(stage)
-    if quiet:
-        paragraphs.append(textwrap.fill(f"none in {', '.join(quiet)}", WIDTH, subsequent_indent="  "))
+        elif stage in scored & from_data:
+            by_evaluations.append(stage)
+    for words, names in (("none in", quiet), ("none in the evaluations, which alone were watched, of", by_evaluations)):
+        if names:
+            paragraphs.append(textwrap.fill(f"{words} {', '.join(names)}", WIDTH, subsequent_indent="  "))
     return "\n".join(["Signs of collapse", *paragraphs]) if paragraphs else ""
 
 

@@ -3,6 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
+
+RETENTION = (
+    ("average_score", "average score", ""),
+    ("backward_transfer", "backward transfer", "+"),
+    ("forward_transfer", "forward transfer", "+"),
+    ("forgetting", "forgetting (biased upward)", "+"),
+)
 
 
 def table(lines: Sequence[Sequence[str]]) -> str:
@@ -40,3 +48,14 @@ def without_empty_columns(lines: Sequence[Sequence[str]]) -> list[list[str]]:
     """Drop the columns that hold nothing below their header."""
     kept = [column for column in zip(*lines, strict=True) if any(text != "-" for text in column[1:])]
     return [list(line) for line in zip(*kept, strict=True)]
+
+
+def share(value: float | None) -> str:
+    """In percent, as the report's text has it."""
+    return "-" if value is None else f"{100.0 * value:.1f}%"
+
+
+def retention_lines(figures: Mapping[str, Any]) -> list[list[str]]:
+    """Name and value of each figure, in the words of the report's text."""
+    lines = [[words, signed(figures[key], sign)] for key, words, sign in RETENTION]
+    return lines + [[f"change from base, {name}", signed(change)] for name, change in figures["change_from_base"].items()]

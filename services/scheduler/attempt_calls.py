@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
+from services.evaluation.collapse import evaluation_warnings
 from services.evaluation.report_side_effects import REPORTED_KINDS
 from services.jobs.ids import new_id
 
@@ -91,6 +92,12 @@ class AttemptCalls:
             f"{fields['domain']}: {fields['mean']:.3f} on {fields['num_problems']} problems (row {fields['row']}, {fields['at']})",
             data={**{key: value for key, value in fields.items() if key not in ("scores", "passed")}, "verifier_errors": verifier_errors},
         )
+
+    def look_at_evaluations(self, attempt_id: str, *, stage: str, stage_index: int, step: int, at: str) -> None:
+        """Say what the measurement that was just recorded shows beside the earlier ones."""
+        rows = self._store.list_evaluations(self._job(attempt_id).id)
+        for warning in evaluation_warnings(rows, stage=stage, stage_index=stage_index, step=step, at=at):
+            self.collapse_warning(attempt_id, warning.to_json())
 
     def base_evaluations(self, attempt_id: str, digests: dict[str, str], measured_on: str) -> list[dict[str, Any]]:
         """Scores of the base model that other members of the job's study have on the same problems; none for a job of no study."""

@@ -96,4 +96,6 @@ class Evaluations:
                 measured_on=None if result.verifier_errors else self._measured_on,
                 verifier_errors=result.verifier_errors,
             )
+        if stage is not None:
+            self._link.call("look_at_evaluations", stage=stage.name, stage_index=stage.index, step=step, at=at)
         return results

@@ -24,6 +24,8 @@ from trainer.diagnostics.drift import measure_drift
 from trainer.diagnostics.spectra_cache import SpectraCache
 
 STATE_FILE = "collapse.json"
+DRIFT_FOLDER = "drift"
+"""Of a stage: a file for each measurement."""
 
 
 class SideWatch:
@@ -48,6 +50,7 @@ class SideWatch:
         self._spectra = SpectraCache()
         self._watch = CollapseWatch(decode=chat.decode)
         self._restored: dict[str, Any] | None = None
+        self._samples_policy = True
 
     def base_row(self, scored: Mapping[str, DomainScores], *, engines_hold_base: bool) -> None:
         """After the base model's row of the score matrix: keep the base's answers. Before the first ``begin_stage``."""
@@ -57,6 +60,7 @@ class SideWatch:
     def begin_stage(self, stage: ResolvedStage, *, resumed: bool, solutions: Sequence[np.ndarray] = ()) -> None:
         """Forget the last stage, or go on in the middle of this one. ``solutions``: token ids of the domains' own answers."""
         kept, self._restored = self._restored, None
+        self._samples_policy = stage.composition.experience.kind == "policy"
         if resumed and kept is not None and kept.get("stage") == stage.name:
             self._watch.restore(kept)
         else:
@@ -76,7 +80,10 @@ class SideWatch:
         return [(ids, self._chat.decode(ids)) for ids in completions]
 
     def observe(self, step: int, values: dict[str, float], groups: list) -> dict[str, float]:
-        """The step's collapse metrics; its warnings become events of the job."""
+        """The step's collapse metrics; its warnings become events of the job. Of a stage that learns from data no step says anything of
+        the policy's own completions: its evaluations alone are looked at (``Evaluations``)."""
+        if not self._samples_policy:
+            return {}
         found = self._watch.observe(step, values, groups)
         for warning in found.warnings:
             self._link.call("collapse_warning", warning.to_json())
@@ -99,13 +106,20 @@ class SideWatch:
         """As metrics of the stage; both sides' spectra are computed once where the cache has room for them."""
         started = time.perf_counter()
         self._spectra.retain([self._base, before, snapshot])
-        values = measure_drift(self._base, snapshot, cache=self._spectra).metrics("drift/base")
-        if before == self._base:
-            values |= {name.replace("drift/base", "drift/stage", 1): value for name, value in values.items()}
-        else:
-            values |= measure_drift(before, snapshot, cache=self._spectra).metrics("drift/stage")
+        base = measure_drift(self._base, snapshot, cache=self._spectra)
+        start = base if before == self._base else measure_drift(before, snapshot, cache=self._spectra)
+        values = base.metrics("drift/base") | start.metrics("drift/stage")
+        path = self._drift_file(stage.index, stage.name, step)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, {"format": 1, "stage": stage.name, "step": step, "base": base.to_dict(), "start": start.to_dict()})
         values["drift/seconds"] = time.perf_counter() - started
         self._log.metrics(stage=stage.name, stage_index=stage.index, step=step, global_step=global_step, values=values)
+        if step >= stage.steps:
+            self._log.artifact(path, "drift", stage=stage.name, global_step=global_step)
+
+    def _drift_file(self, index: int, name: str, step: int) -> Path:
+        """Of one measurement: every matrix with its sums and ratios, against the base and against the stage's first weights."""
+        return self._run_dir / "stages" / f"{index}-{name}" / DRIFT_FOLDER / f"step-{step:06d}.json"
 
     def _stage_start(self, stage: ResolvedStage) -> Path:
         if stage.index == 0:
@@ -115,6 +129,11 @@ class SideWatch:
 
     def rewind(self, stage_index: int, step: int) -> None:
         """Forget what was recorded after the step that a restart goes on from."""
+        undone = {self._drift_file(stage.index, stage.name, 0).parent: step if stage.index == stage_index else -1 for stage in self._stages[stage_index:]}
+        for folder, kept in undone.items():
+            for path in folder.glob("step-*.json"):
+                if int(path.stem.removeprefix("step-")) > kept:
+                    path.unlink()
         if self._responses is not None:
             self._responses.rewind(stage_index, step)
 

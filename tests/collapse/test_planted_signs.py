@@ -105,6 +105,32 @@ def test_a_solved_domain_without_gradient_is_no_sign():
     assert raised == {}
 
 
+def test_a_weaker_signal_in_a_solved_domain_is_no_sign():
+    """Three healthy stages of the study raised it: scores of 0.98 from the tenth step on, and a teacher that had less and less to add."""
+    watch, codes = CollapseWatch(), []
+    watch.begin_stage("solved")
+    for step in range(60):
+        share = 0.5 if step < 15 else 0.3
+        codes += [warning.code for warning in watch.observe(step, {"rollout/score_mean": 0.98, "teacher/positive_share": share}, []).warnings]
+    assert codes == []
+    watch.begin_stage("not solved")
+    for step in range(60):
+        share = 0.5 if step < 15 else 0.3
+        codes += [warning.code for warning in watch.observe(step, {"rollout/score_mean": 0.7, "teacher/positive_share": share}, []).warnings]
+    assert codes == ["positive_signal_fades"]
+
+
+@pytest.mark.parametrize("score_now, said", [(0.4, ["score_falls", "answers_shrink"]), (0.8, [])])
+def test_answers_that_shrink_are_a_sign_where_the_score_falls(score_now, said):
+    watch, codes = CollapseWatch(), []
+    watch.begin_stage("short")
+    for step in range(60):
+        before = step < 30
+        values = {"rollout/score_mean": 0.8 if before else score_now, "rollout/length_p95": 20.0 if before else 6.0}
+        codes += [warning.code for warning in watch.observe(step, values, []).warnings]
+    assert sorted(codes) == sorted(said)
+
+
 def test_missing_and_not_finite_values_say_nothing():
     watch = CollapseWatch()
     watch.begin_stage("odd")

@@ -11,12 +11,13 @@ from services.evaluation.collapse.detectors import COUNTED, DETECTORS
 from tests.collapse.recorded import COLLAPSING, HEALTHY, load, run
 
 RAISED_AT = {
-    "collapse-soft": {"score_falls": 92, "teacher_turns_away": 96, "positive_signal_fades": 118},
+    "collapse-soft": {"score_falls": 92, "teacher_turns_away": 96, "positive_signal_fades": 118, "entropy_rises": 127},
     "collapse-hard": {
         "score_falls": 38,
         "positive_signal_fades": 39,
         "teacher_turns_away": 40,
         "ngrams_amplified": 56,
+        "entropy_rises": 60,
         "length_tail": 63,
         "completions_at_cap": 67,
         "repeats_itself": 73,

@@ -106,4 +106,6 @@ def test_rows_of_another_digest_are_left_out_and_unknown_ones_noted():
     num_rows, notes = comparable(cells, ["a", "b"], 4)
     assert num_rows == 3 and "row 3" in notes[0] and "evaluations_not_comparable" in notes[0] and "rows [0]" in notes[1]
     assert comparable({key: {"problems_digest": "1"} for key in cells}, ["a", "b"], 4) == (4, [])
+    holes = {key: cell for key, cell in cells.items() if key not in ((1, "b"), (3, "a"))}
+    assert comparable(holes, ["a", "b"], 4) == (num_rows, [notes[0].replace("['a', 'b']", "['b']"), notes[1]]), "what is not measured yet is passed over"
     assert pairs_of_rows(4) == [(0, 1), (0, 3), (1, 2), (1, 3), (2, 3)]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 
 from services.evaluation.job_page import job_page, write_job_files
 from services.evaluation.report import build_report
 
 
 def report() -> dict:
-    """Two given stages on two domains of four problems."""
+    """Two given stages on two domains of four problems; every cell has its own truncation rate."""
     domain = {"kind": "arithmetic"}
     stages = [
         {"name": name, "domains": [{"name": name, "domain": domain | {"digits": digits}}], "policy": {"path": name}} for digits, name in enumerate(("sums", "more"), 1)
@@ -26,7 +27,7 @@ def report() -> dict:
             "scores": [float(value) for value in of_row],
             "mean": sum(of_row) / 4,
             "num_problems": 4,
-            "truncation_rate": 0.0,
+            "truncation_rate": row / 8 + (name == "more") / 1000,
             "mean_tokens": 3.0,
             "samples_per_problem": 1,
             "problems_digest": "d",
@@ -42,6 +43,13 @@ def test_the_page_shows_scores_and_what_was_gained_and_lost():
     page = job_page(report(), {})
     assert "<td>more</td><td>0.750 " in page and "<td>base</td><td>0.250 " in page
     assert "<td>backward transfer</td><td>+0.250" in page and "change from base, sums" in page
+
+
+def test_every_score_of_the_page_has_its_own_truncation_rate_beside_it():
+    table = job_page(report(), {}).split("<h2>Scores</h2>")[1].split("</table>")[0]
+    assert "share of completions cut at the limit" in table
+    cuts = [re.findall(r"cut ([0-9.]+%)</small></td>", line) for line in table.split("<tr>")[2:]]
+    assert cuts == [["0.0%", "0.1%"], ["12.5%", "12.6%"], ["25.0%", "25.1%"]]
 
 
 def test_what_a_job_file_named_is_escaped_and_figures_are_inside():

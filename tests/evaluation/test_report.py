@@ -135,6 +135,17 @@ def test_a_row_of_other_problems_is_left_out_and_the_text_says_so():
     assert report["stages"][1]["gain"] is None
 
 
+def test_scores_inside_a_stage_are_left_out_where_they_do_not_compare():
+    rows = _sampled()
+    inside = [{**next(item for item in rows if item["row"] == 1), "at": "during", "stage_index": 0, "step": step, "problems_digest": digest} for step, digest in ((1, "d"), (2, "e"), (3, None))]
+    report = build_report(JOB, rows + inside, [])
+    assert [item["step"] for item in report["during"]] == [1, 3]
+    (note,) = report["score_matrix"]["notes"]
+    assert note.startswith("scores inside add at steps [2] are left out: evaluations_not_comparable")
+    cut = build_report(JOB, _sampled(("d", "d", "e")) + [{**inside[0], "row": 2, "stage_index": 1}], [])
+    assert cut["during"] == [] and len(cut["score_matrix"]["notes"]) == 1
+
+
 def test_rows_of_before_digests_are_taken_with_a_note():
     report = build_report(JOB, _evaluations(), CHECKPOINTS)
     assert len(report["score_matrix"]["rows"]) == 3 and "rows [0, 1, 2] have no digest" in report["score_matrix"]["notes"][0]

@@ -118,6 +118,28 @@ def test_the_second_member_takes_the_scores_of_the_first(store, tmp_path):
     assert [point["value"] for point in read_metrics(tmp_path / "two", key="eval/sums/score")] == [0.5]
 
 
+def test_an_evaluation_that_falls_is_an_event_of_the_job(store, tmp_path):
+    """A policy that was right of half of 64 problems and is right of none, inside the stage and at its end."""
+    job_id = _members(store)[0].job_id
+    epoch = store.acquire_lease("me", 60.0)
+    attempt = store.start_attempt(job_id, epoch=epoch)
+    link, log = Link(AttemptCalls(store), attempt.id), RunLog(tmp_path)
+    stage = JobSpec.model_validate(store.get_job(job_id).spec).resolved_stages()[0]
+
+    def evaluations(wrong_from: int) -> Evaluations:
+        engine = ScriptedEngine(lambda prompt, seed: [int(prompt[0]) if prompt[0] % 2 == 0 and prompt[0] < wrong_from else 97], eos_token_id=EOS)
+        evaluator = Evaluator(engine, Verifiers(), Chat(), {"sums": Numbers()}, {"sums": 64}, EngineSampling(temperature=1.0, top_p=1.0, max_tokens=4), 7)
+        return Evaluations(evaluator, link, log)
+
+    evaluations(64).boundary(0, None, 0)
+    evaluations(64).during(stage, 1, 1)
+    assert store.list_events(job_id, kinds=["collapse.warning"]) == []
+    evaluations(0).boundary(1, stage, 2)
+    events = store.list_events(job_id, kinds=["collapse.warning"])
+    assert [(event.data["code"], event.stage, event.data["step"]) for event in events] == [("domain_lost", "sums", 2), ("evaluation_falls", "sums", 2)]
+    assert events[0].data["evidence"]["domains"]["sums"] == {"score_now": 0.0, "score_reference": 0.5, "score_best": 0.5, "num_problems": 64}
+
+
 @pytest.mark.parametrize("change", [{"seed": 8}, {"measured_on": "cuda/bfloat16"}])
 def test_other_problems_and_other_devices_are_scored_anew(store, tmp_path, change):
     first, second, _ = _members(store)

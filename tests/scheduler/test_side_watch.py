@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,7 +13,8 @@ from safetensors.torch import load_file, save_file
 from services.scheduler.side_watch import STATE_FILE, SideWatch
 
 PEBBLE = Path(__file__).resolve().parents[2] / "deploy" / "models" / "pebble"
-STAGES = tuple(SimpleNamespace(index=index, name=name, steps=40) for index, name in enumerate(("first", "second")))
+SAMPLING = SimpleNamespace(experience=SimpleNamespace(kind="policy"))
+STAGES = tuple(SimpleNamespace(index=index, name=name, steps=40, composition=SAMPLING) for index, name in enumerate(("first", "second")))
 
 
 class Record:
@@ -23,6 +25,9 @@ class Record:
 
     def call(self, name, *arguments):
         self.calls.append((name, *arguments))
+
+    def artifact(self, path, artifact_path, *, stage, global_step):
+        self.calls.append(("artifact", path.name, artifact_path, stage))
 
     def metrics(self, *, stage, stage_index, step, global_step, values):
         self.values.append((stage, step, values))
@@ -52,6 +57,32 @@ def test_drift_is_against_the_base_and_against_where_the_stage_began(tmp_path):
     assert values["drift/base/relative_l2"] == pytest.approx(0.2, rel=1e-5)
     assert values["drift/stage/relative_l2"] == pytest.approx(1.2 / 1.1 - 1, rel=1e-5)
     assert values["drift/base/nss_median"] == pytest.approx(0.2, rel=1e-4)
+
+
+def test_every_matrix_is_kept_with_its_sums_and_ratios(tmp_path):
+    """All weights times 1.2 from 1.1 times the base's: |0.2 w|^2 over |w|^2, and |0.1 w|^2 over |1.1 w|^2, in every matrix."""
+    record = Record()
+    scaled(tmp_path / "stages" / "0-first" / "policy", 1.1)
+    watch_over(record, tmp_path).drift(STAGES[1], 40, 80, scaled(tmp_path / "now", 1.2))
+    kept = json.loads((tmp_path / "stages/1-second/drift/step-000040.json").read_text())
+    weights = load_file(PEBBLE / "model.safetensors")
+    rows = {row["name"]: row for row in kept["base"]["matrices"]}
+    assert set(rows) == set(weights) == {row["name"] for row in kept["start"]["matrices"]}
+    name = next(name for name, tensor in weights.items() if tensor.dim() == 2)
+    squared = float(weights[name].double().pow(2).sum())
+    assert rows[name]["squared_before"] == pytest.approx(squared, rel=1e-6) and rows[name]["squared_change"] == pytest.approx(0.04 * squared, rel=1e-4)
+    assert all(row["relative_l2"] == pytest.approx(1.2 / 1.1 - 1, rel=1e-4) for row in kept["start"]["matrices"] if row["relative_l2"])
+    assert {"principal_both", "principal_updated", "principal_before", "mask_entries", "bf16_unchanged", "entries"} <= set(rows[name])
+    assert record.calls == [("artifact", "step-000040.json", "drift", "second")]
+
+
+def test_a_restart_forgets_the_drift_of_steps_that_it_does_again(tmp_path):
+    watch = watch_over(Record(), tmp_path)
+    for stage, step in ((0, 40), (1, 20), (1, 40)):
+        watch._drift_file(stage, STAGES[stage].name, step).parent.mkdir(parents=True, exist_ok=True)
+        watch._drift_file(stage, STAGES[stage].name, step).write_text("{}")
+    watch.rewind(1, 20)
+    assert sorted(str(path.relative_to(tmp_path / "stages")) for path in tmp_path.glob("stages/*/drift/*")) == ["0-first/drift/step-000040.json", "1-second/drift/step-000020.json"]
 
 
 def test_the_first_stage_began_at_the_base(tmp_path):
@@ -84,6 +115,18 @@ def test_a_sign_of_collapse_becomes_one_event_with_its_evidence(tmp_path):
     warnings = [warning for name, warning in record.calls if name == "collapse_warning" and warning["code"] == "score_falls"]
     assert len(warnings) == 1 and warnings[0]["raised"] and warnings[0]["stage"] == "first" and 30 < warnings[0]["step"] < 50
     assert values["collapse/active"] >= 1.0
+
+
+@pytest.mark.parametrize("kind", ["demonstrations", "replayed"])
+def test_a_stage_that_learns_from_data_is_not_watched_by_its_steps(tmp_path, kind):
+    """Its completions are the data's: a policy that dies would look well, and one that lives ill."""
+    record = Record()
+    watch = watch_over(record, tmp_path)
+    stage = SimpleNamespace(index=0, name="first", steps=40, composition=SimpleNamespace(experience=SimpleNamespace(kind=kind)))
+    watch.begin_stage(stage, resumed=False)
+    assert [watch.observe(step, falling(step), []) for step in range(60)] == [{}] * 60 and record.calls == []
+    watch.begin_stage(STAGES[1], resumed=False)
+    assert "collapse/active" in watch.observe(1, falling(1), [])
 
 
 def test_a_watch_restored_from_a_checkpoint_goes_on_and_one_of_another_stage_does_not(tmp_path):

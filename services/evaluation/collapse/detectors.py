@@ -13,6 +13,8 @@ DETECTORS: dict[str, tuple[Severity, Callable[[View], Reading | None]]] = {
     "teacher_follows_policy": ("critical", signs.teacher_follows_policy),
     "teacher_turns_away": ("critical", signs.teacher_turns_away),
     "entropy_falls": ("warning", signs.entropy_falls),
+    "entropy_rises": ("warning", signs.entropy_rises),
+    "answers_shrink": ("warning", signs.answers_shrink),
     "length_tail": ("warning", signs.length_tail),
     "completions_at_cap": ("warning", signs.completions_at_cap),
     "context_missing": ("warning", signs.context_missing),

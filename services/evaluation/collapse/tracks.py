@@ -26,6 +26,8 @@ class Track:
         self._start: list[float] = []
         self._recent: deque[tuple[int, float]] = deque(maxlen=WINDOW)
         self._residuals: deque[float] = deque(maxlen=RESIDUALS)
+        self.count = 0
+        """Values seen in the stage."""
         self.highest = -math.inf
         self.lowest = math.inf
 
@@ -33,6 +35,7 @@ class Track:
         """``highest`` and ``lowest`` are those of the window's median, not of single values."""
         if not math.isfinite(value):
             return
+        self.count += 1
         if len(self._recent) >= 3:
             self._residuals.append(abs(value - self.now))
         if len(self._start) < START_STEPS:
@@ -72,6 +75,7 @@ class Track:
             "recent": [list(pair) for pair in self._recent],
             "residuals": list(self._residuals),
             "ends": ends,
+            "count": self.count,
         }
 
     @classmethod
@@ -80,6 +84,7 @@ class Track:
         track._start = list(state["start"])
         track._recent.extend((int(step), float(value)) for step, value in state["recent"])
         track._residuals.extend(state["residuals"])
+        track.count = int(state.get("count", len(track._start)))  # states of before 2026-11-30 have none
         highest, lowest = state["ends"]
         track.highest = -math.inf if highest is None else highest
         track.lowest = math.inf if lowest is None else lowest
