@@ -10,7 +10,14 @@ import pytest
 
 from cluster.spec.study import FIGURES, expand
 from services.evaluation.studies import build_study_report, member_figures, render_text, write_html
-from tests.studies_report.made_records import COMPARISONS, HYPOTHESES, made_record, made_study, simulated_records, simulated_report
+from tests.studies_report.made_records import (
+    COMPARISONS,
+    HYPOTHESES,
+    made_record,
+    made_study,
+    simulated_records,
+    simulated_report,
+)
 
 VOID = {"meta", "br", "img"}
 
@@ -106,11 +113,14 @@ def test_records_that_do_not_belong_are_named(small_study, small_records):
     assert "digest 000000000000" in report["notes"][0] and f"{members[0].arm}/{members[0].order}-{members[0].seed}" in report["notes"][0]
 
 
-def test_other_problems_are_noted(small_study, small_records):
+def test_a_record_of_other_problems_is_left_out_and_named(small_study, small_records):
     changed = json.loads(json.dumps(small_records[0]))
-    changed["report"]["score_matrix"]["problems_digest"][0][0] = "other"
-    (note,) = build_study_report(small_study, [changed, *small_records[1:]])["notes"]
-    assert note.startswith("evaluations_not_comparable: domain arithmetic")
+    for row in changed["report"]["score_matrix"]["problems_digest"]:
+        row[changed["report"]["score_matrix"]["domains"].index("arithmetic")] = "other"
+    report = build_study_report(small_study, [changed, *small_records[1:]])
+    (note,) = report["notes"]
+    assert note.startswith("evaluations_not_comparable: the record of arm-0/order-0-1 is left out: arithmetic was measured with other problems")
+    assert report["progress"]["succeeded"] == 11 and "arm-0/order-0-1" in report["hypotheses"][0]["left_out"]
 
 
 def test_a_second_record_of_a_member_does_not_count_twice(small_study, small_records):

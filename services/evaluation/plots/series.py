@@ -24,6 +24,8 @@ MAX_SAMPLE = 300
 DRIFT_FIGURES = (("base", "relative_l2"), ("start", "relative_l2"), ("base", "nss_median"), ("base", "max_angle_deg_median"))
 MIN_FOR_RANKS = 3
 """Distances: of fewer different ones there is no rank correlation."""
+RANK_DECIMALS = 12
+"""Values that agree to so many share a rank: .7 - .8 and .8 - .9 are the same change of a score, though not the same float."""
 
 
 def all_series(runs: Sequence[Run]) -> dict[str, Any]:
@@ -158,7 +160,7 @@ def distance_points(runs: Sequence[Run]) -> Series:
             earlier = dict.fromkeys(name for of_stage in run.own[:stage] for name in of_stage)
             for domain in earlier:
                 distances = [run.distance(domain, name) for name in run.own[stage]]
-                if domain in run.own[stage] or None in distances:
+                if not distances or domain in run.own[stage] or None in distances:  # a stage that only prepares is about no domain
                     continue
                 change = run.score(stage + 1, domain) - run.score(stage, domain)
                 found.append({"arm": run.arm, "order": run.order, "seed": run.seed, "domain": domain, "stage": run.stages[stage]["name"], "mmd_squared": fmean(distances), "change": change})
@@ -175,9 +177,10 @@ def distance_fits(points: Series) -> Series:
         own = [point for point in points if (point["order"], point["arm"]) == (order, arm)]
         x, y = (np.array([point[key] for point in own]) for key in ("mmd_squared", "change"))
         pairs = {(point["domain"], point["stage"]) for point in own}
-        enough = len(np.unique(x)) >= MIN_FOR_RANKS and len(np.unique(y)) > 1
+        rounded_x, rounded_y = x.round(RANK_DECIMALS), y.round(RANK_DECIMALS)
+        enough = len(np.unique(rounded_x)) >= MIN_FOR_RANKS and len(np.unique(rounded_y)) > 1
         slope, intercept = (float(value) for value in np.polyfit(x, y, 1)) if enough else (None, None)
-        ranks = float(spearmanr(x, y).statistic) if enough else None
+        ranks = float(spearmanr(rounded_x, rounded_y).statistic) if enough else None
         found.append({"order": order, "arm": arm, "n": len(x), "num_pairs": len(pairs), "slope": slope, "intercept": intercept, "spearman": ranks, "low": float(x.min()), "high": float(x.max())})
     return found
 

@@ -46,8 +46,8 @@ def matched_records(study: StudySpec, records: Sequence[Record]) -> tuple[dict[K
             if is_result(found[key]) and not is_result(record):
                 continue
         found[key] = record
-    notes += _other_models(found)
-    return members, {key: found[key] for key in members if key in found}, notes + _mixed_problems(found)
+    notes += _other_models(found) + _other_problems(found)
+    return members, {key: found[key] for key in members if key in found}, notes
 
 
 def _fault(study: StudySpec, member: Member | None, record: Record) -> str | None:
@@ -72,19 +72,27 @@ def _other_models(found: dict[Key, Record]) -> list[str]:
     return [f"the record of {words_of(key)} is left out: its base model ({known[key][:12]}) is not that of the newest record ({known[newest][:12]})" for key in others]
 
 
-def _mixed_problems(records: Mapping[Key, Record]) -> list[str]:
-    """Members are compared on the same problems; where the digests say otherwise, a note does too."""
-    digests: dict[str, set[str]] = {}
-    for record in records.values():
-        matrix = (record.get("report") or {}).get("score_matrix") or {}
-        for row in matrix.get("problems_digest") or []:
-            for name, digest in zip(matrix["domains"], row, strict=True):
-                digests.setdefault(name, set()).update({digest} - {None})
-    return [
-        f"evaluations_not_comparable: domain {name} was measured with {len(found)} different sets of problems, seeds, sampling or verifier; differences between members mix these"
-        for name, found in digests.items()
-        if len(found) > 1
-    ]
+def _other_problems(found: dict[Key, Record]) -> list[str]:
+    """Take out records that were scored on other problems (or with other seeds, sampling or verifier) than the newest record of the
+    same domain: a difference of two members must be that of their arms alone."""
+    digests = {key: _digests(record) for key, record in found.items()}
+    newest: dict[str, str] = {}
+    for key in sorted(found, key=lambda key: str(found[key].get("finished_at") or "")):
+        newest |= digests[key]
+    notes = []
+    for key, of_record in digests.items():
+        others = [name for name, digest in of_record.items() if digest != newest[name]]
+        if others:
+            notes.append(f"evaluations_not_comparable: the record of {words_of(key)} is left out: {', '.join(others)} was measured with other problems, seeds, sampling or verifier than in the newest record")
+            del found[key]
+    return notes
+
+
+def _digests(record: Record) -> dict[str, str]:
+    """Domain -> digest of what it was measured on; a domain of before digests were kept is not in it."""
+    matrix = (record.get("report") or {}).get("score_matrix") or {}
+    rows = matrix.get("problems_digest") or []
+    return {name: digest for row in rows for name, digest in zip(matrix["domains"], row, strict=True) if digest is not None}
 
 
 def run_of(record: Record, study: StudySpec) -> Run | None:
