@@ -12,7 +12,7 @@ import typer
 
 from api.commands.console import Format, Output, Refused, emit, guard
 
-Weights = "a Hugging Face folder (safetensors, sharded or not) or a snapshot file"
+Weights = "a Hugging Face folder (safetensors, sharded or not), a job's checkpoint folder (its policy) or one .safetensors file"
 
 COLUMNS = {
     "rel. L2": ("relative_l2", "pooled", "{:.3e}"),

@@ -48,6 +48,23 @@ def test_series_and_text(holdfast, scaled):
     assert "5.000e-01" in text and "1.000e+00" in text and "the 3 of 46 tensors that moved most" in text
 
 
+def test_checkpoints_of_a_job_are_compared_by_their_policy(holdfast, scaled, tmp_path):
+    """As files beside each other are: moments that are no weights, a random state, and what says that the folder is whole."""
+    folders = [scaled(factor) for factor in (1.0, 1.5, 2.0)]
+    for folder in folders[1:]:
+        weights = folder / "model.safetensors"
+        save_file({f"exp_avg.{name}": value for name, value in load_file(weights).items()}, folder / "optimizer.safetensors")
+        save_file({"rank0": torch.zeros(8, dtype=torch.uint8)}, folder / "rng.safetensors")
+        (folder / "state.json").write_text(json.dumps({"format": 1, "optimizer_steps": 4, "ranks": 1}))
+        weights.rename(folder / "policy.safetensors")
+    result = holdfast("drift", folders[0], folders[1], "--series", folders[2], "-o", "json")
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)["comparisons"]
+    assert [each["aggregates"]["all"]["relative_l2"]["pooled"] for each in found] == pytest.approx([0.5, 1.0], rel=1e-6)
+    found = json.loads(holdfast("drift", folders[1], folders[2], "-o", "json").stdout)
+    assert found["aggregates"]["all"]["relative_l2"]["pooled"] == pytest.approx(1 / 3, rel=1e-6)
+
+
 def test_out_writes_the_series_from_the_first_and_from_the_one_before(holdfast, scaled, tmp_path):
     half, double = scaled(1.5), scaled(2.0)
     result = holdfast("drift", PEBBLE, half, "--series", double, "--k", "4", "--out", tmp_path / "out")
@@ -85,6 +102,15 @@ def test_refusals_name_the_field(holdfast, tmp_path, scaled):
     save_file({"model.norm.weight": torch.ones(3)}, small / "model.safetensors")
     result = holdfast("drift", PEBBLE, small)
     assert result.exit_code == 2 and "tensor names" in result.output
+    several = tmp_path / "several"
+    several.mkdir()
+    for name in ("one", "two"):
+        save_file({"model.norm.weight": torch.ones(3)}, several / f"{name}.safetensors")
+    result = holdfast("drift", PEBBLE, several, "-o", "json")
+    assert result.exit_code == 2
+    (fault,) = json.loads(result.stdout)["error"]["faults"]
+    assert fault["pointer"] == "path" and "one.safetensors, two.safetensors" in fault["detail"]
+    assert "checkpoint folder of a job" in fault["detail"]
     result = holdfast("drift", PEBBLE, scaled(1.0), "--alpha", "1.5")
     assert result.exit_code == 2 and "alpha" in result.output
 

@@ -12,10 +12,12 @@ from planted import NAME, folder, sharded
 from safetensors.torch import load_file, save_file
 
 from cluster.transfer.snapshot import write_snapshot
+from tests.trainer.tiny_policy import COMPOSITION, OPTIMIZER, TEMPERATURE, make_learner, save_tiny_model
 from trainer.diagnostics.drift import measure_drift
 from trainer.diagnostics.options import DriftOptions
 from trainer.diagnostics.pairing import kind_of
 from trainer.diagnostics.weight_files import DriftRefused
+from trainer.state_files import write_json, write_tensors
 
 PEBBLE = Path(__file__).resolve().parents[2] / "deploy" / "models" / "pebble"
 CONFIG = {"model_type": "qwen3", "hidden_size": 8, "vocab_size": 20}
@@ -71,6 +73,44 @@ def test_a_snapshot_against_its_folder(pair, tmp_path):
     assert measure_drift(pair[0], snapshot).rows == measure_drift(*pair).rows
     both = write_snapshot(tmp_path / "snapshots", 0, [*base.items(), (HEAD, base[EMBEDDING])])
     assert measure_drift(both, snapshot).rows == measure_drift(*pair).rows
+
+
+def checkpoint(path: Path, policy: dict[str, torch.Tensor]) -> Path:
+    """A folder as a job writes it: the moments have the policy's shapes, the random state is no float, the teacher has a folder."""
+    (path / "teacher").mkdir(parents=True)
+    write_tensors(path / "policy.safetensors", policy)
+    write_tensors(path / "optimizer.safetensors", {f"exp_avg.{name}": value + 7.0 for name, value in policy.items()})
+    write_tensors(path / "rng.safetensors", {"rank0": torch.zeros(16, dtype=torch.uint8)})
+    write_tensors(path / "teacher" / "own.safetensors", {name: value * 3.0 for name, value in policy.items()})
+    write_json(path / "state.json", {"format": 1, "optimizer_steps": 4, "ranks": 1})
+    return path
+
+
+@pytest.mark.parametrize("anchored", [False, True])
+def test_of_a_checkpoint_its_policy_is_compared(pair, tmp_path, anchored):
+    base, expected = load_file(pair[0] / "model.safetensors"), measure_drift(*pair).rows
+    first, last = checkpoint(tmp_path / "first", base), checkpoint(tmp_path / "last", moved(base))
+    if anchored:
+        write_tensors(last / "anchor.safetensors", base)
+    assert measure_drift(pair[0], last).rows == measure_drift(first, pair[1]).rows == measure_drift(first, last).rows == expected
+
+
+def test_what_the_learner_saves_to_resume_from_is_compared(tmp_path):
+    """The names of the files are the learner's own: of its state and of its policy folder the weights are the same."""
+    base = save_tiny_model(tmp_path / "model", tied=True)
+    learner = make_learner(base)
+    try:
+        learner.begin_stage(COMPOSITION, OPTIMIZER, temperature=TEMPERATURE, reset_optimizer=True)
+        with torch.no_grad():
+            for parameter in learner.model.parameters():
+                parameter.mul_(1.5)
+        learner.save_state(tmp_path / "state")
+        learner.save_policy(tmp_path / "policy")
+    finally:
+        learner.close()
+    found = measure_drift(base, tmp_path / "state")
+    assert found.metrics()["drift/base/relative_l2"] == pytest.approx(0.5, rel=1e-6)
+    assert found.rows == measure_drift(base, tmp_path / "policy").rows
 
 
 def test_a_head_of_its_own_is_measured(tmp_path):
@@ -173,7 +213,22 @@ def test_refused_files(pair, tmp_path):
     several.mkdir()
     for name in ("a", "b"):
         save_file(weights(1), several / f"{name}.safetensors")
-    assert "2 safetensors files" in refused(pair[0], several).detail
+    detail = refused(pair[0], several).detail
+    assert f"{several} holds 2 safetensors files (a.safetensors, b.safetensors)" in detail
+    for allowed in ("a Hugging Face folder", "a checkpoint folder of a job", "a single .safetensors file"):
+        assert allowed in detail and allowed in refused(pair[0], tmp_path / "empty").detail
+    for number in range(9):
+        save_file(weights(1), several / f"more-{number}.safetensors")
+    named = "11 safetensors files (a.safetensors, b.safetensors, more-0.safetensors and 8 more)"
+    assert named in refused(pair[0], several).detail
+
+
+def test_a_checkpoint_that_was_not_written_to_its_end_is_refused(pair, tmp_path):
+    """Its state.json is written last."""
+    broken = checkpoint(tmp_path / "broken", weights(1))
+    (broken / "state.json").unlink()
+    detail = refused(pair[0], broken).detail
+    assert "3 safetensors files (optimizer.safetensors, policy.safetensors, rng.safetensors)" in detail and "state.json" in detail
 
 
 def test_refused_values(pair, tmp_path):

@@ -1,4 +1,5 @@
-"""Tensors of a Hugging Face folder (one safetensors file, or shards with an index) or of a snapshot file, one at a time.
+"""Tensors of a Hugging Face folder (one safetensors file, or shards with an index), of a job's checkpoint (its policy) or of one
+file, one at a time.
 
 Invariant: a tensor is mapped from its file when asked for and nothing is kept, so that memory does not grow with the model.
 """
@@ -14,6 +15,10 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 INDEX_NAME = "model.safetensors.index.json"
+POLICY_NAME, STATE_NAME = "policy.safetensors", "state.json"
+"""Of a checkpoint (trainer/state_files.py), whose other tensors are moments and random state; state.json says that it is whole."""
+ALLOWED = f"a Hugging Face folder, a checkpoint folder of a job ({POLICY_NAME} and {STATE_NAME}) and a single .safetensors file"
+SHOWN_FILES = 3
 FLOAT_DTYPES = ("F64", "F32", "F16", "BF16")
 
 
@@ -34,7 +39,7 @@ class WeightFiles:
     files: dict[str, Path]
     shapes: dict[str, tuple[int, ...]]
     config: dict[str, Any] = field(default_factory=dict)
-    """config.json of a folder; empty for a snapshot file."""
+    """config.json of a folder; empty for a file and for a checkpoint, which has none."""
 
     def read(self, name: str) -> Tensor:
         """One tensor in the dtype it is stored in, mapped: pages are read when touched and go with the tensor."""
@@ -65,7 +70,7 @@ def open_weights(path: Path) -> WeightFiles:
 
 
 def _shards(folder: Path) -> list[Path]:
-    """The safetensors files of a folder: those that the index names, else the only one."""
+    """The safetensors files of a folder: those that the index names, else the model's, else a checkpoint's policy, else the only one."""
     if (folder / INDEX_NAME).is_file():
         names = _json_object(folder / INDEX_NAME).get("weight_map")
         if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
@@ -81,10 +86,18 @@ def _shards(folder: Path) -> list[Path]:
     found = sorted(folder.glob("*.safetensors"))
     if (folder / "model.safetensors") in found:
         return [folder / "model.safetensors"]
+    if (folder / POLICY_NAME) in found and (folder / STATE_NAME).is_file():
+        return [folder / POLICY_NAME]
     if len(found) != 1:
-        what = "no safetensors file" if not found else f"{len(found)} safetensors files and no {INDEX_NAME}"
-        raise DriftRefused("path", f"{folder} holds {what}; expected a Hugging Face folder, or the path of one snapshot file")
+        raise DriftRefused("path", f"{folder} holds {_named(found)}; allowed are {ALLOWED}")
     return found
+
+
+def _named(found: list[Path]) -> str:
+    if not found:
+        return "no safetensors file"
+    more = f" and {len(found) - SHOWN_FILES} more" if len(found) > SHOWN_FILES else ""
+    return f"{len(found)} safetensors files ({', '.join(file.name for file in found[:SHOWN_FILES])}{more}) and no {INDEX_NAME}"
 
 
 def _header(file: Path) -> dict[str, tuple[int, ...]]:
