@@ -91,7 +91,8 @@ def response_drift(entries: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]
 
 
 def distances(content: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    return None if content is None else {"bandwidth": content["bandwidth"], "mmd_squared": content["mmd_squared"]}
+    """As the job measured them; ``notes`` name the domains without one, and why."""
+    return None if content is None else {"bandwidth": content["bandwidth"], "mmd_squared": content["mmd_squared"], "notes": list(content.get("notes", ()))}
 
 
 def collapse_warnings(stages: Sequence[StagePlace], events: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -1,8 +1,9 @@
 """Response drift of a job, measured by the lead where scores are taken: the answers to fixed probe prompts, policy against base.
 
 Probes are the first ``response_drift.problems`` evaluation problems of every domain, and answers the first completions that the
-evaluation samples of them anyway. The base's answers are kept at the first bring-up, when the engines hold the base; a stage's
-first answers are the last ones of the stage before. Both lie in the run folder, and a later incarnation reads them.
+evaluation samples of them anyway. The base's answers are kept at the first bring-up, when the engines hold the base: to every probe,
+and as many as the collapse watch reads. A stage's first answers are the last ones of the stage before. Both lie in the run folder, and
+a later incarnation reads them.
 
 Entries go to ``stages/<index>-<name>/responses.json``, figures to the log. Invariants: nothing here changes a step; a figure whose
 completions cannot be had any more (an older run folder) is null; entries after a restored step are dropped.
@@ -32,7 +33,7 @@ FORMAT = 1
 ENTRIES_FILE = "responses.json"
 DISTANCES_FILE = "domain_distances.json"
 BASE_COMPLETIONS = 512
-"""Kept of a domain's base evaluation: the collapse watch counts n-grams in more completions than drift is measured on."""
+"""Of a domain, that the collapse watch counts n-grams in; how many probes there are changes nothing of what it sees."""
 METRICS = {
     "kl_policy_base": ("base", "kl_policy_base"),
     "kl_base_policy": ("base", "kl_base_policy"),
@@ -67,12 +68,13 @@ class ResponseWatch:
         """Keep the base's answers: those of a base evaluation that was just run, those of the file, or sampled now."""
         path = self._run_dir / PROBES_FILE
         found = read_probes(path, self._digests())
-        known = len(found)
-        found |= {name: result.first.head(BASE_COMPLETIONS) for name, result in scored.items() if name not in found}
-        missing = [name for name in self._evaluator.names if name not in found]
+        known = {name for name, first in found.items() if self._enough(name, first)}
+        new = {name: result.first.head(self._kept) for name, result in scored.items() if name not in known}
+        missing = [name for name in self._evaluator.names if name not in known and name not in new]
         if missing and engines_hold_base:
-            found |= self._sampled(missing)
-        if len(found) > known:
+            new |= self._sampled(missing)
+        found |= new
+        if new:
             self._write(path, found)
         self._base = found
         if self._spec.when != "never" and len(self._evaluator.names) > 1 and not (self._run_dir / DISTANCES_FILE).exists():
@@ -82,25 +84,37 @@ class ResponseWatch:
         """As many of the stages' own domains as a base evaluation would have given: the collapse watch must not depend on who
         scored the base. Of the others what drift is measured on."""
         own = {part.name for stage in self._job.stages for part in own_domains(stage)}
-        found = self._evaluator.sample([name for name in missing if name in own], BASE_COMPLETIONS)
+        found = self._evaluator.sample([name for name in missing if name in own], self._kept)
         others = [name for name in missing if name not in own]
         return found | (self._evaluator.sample(others, self._spec.problems) if others and self._spec.when != "never" else {})
 
+    @property
+    def _kept(self) -> int:
+        """Of a domain's base answers."""
+        return BASE_COMPLETIONS if self._spec.when == "never" else max(BASE_COMPLETIONS, self._spec.problems)
+
+    def _enough(self, name: str, first: FirstCompletions) -> bool:
+        """Whether every probe has its answer; a file of before they were all kept may hold fewer."""
+        return self._spec.when == "never" or len(first.token_ids) >= len(self._prompts(name))
+
     def base_completions(self, names: list[str]) -> dict[str, FirstCompletions] | None:
-        """The base's answers on some domains; None where one has none."""
-        return {name: self._base[name] for name in names} if all(name in self._base for name in names) else None
+        """The base's answers on some domains, for the collapse watch; None where one has none."""
+        return {name: self._base[name].head(BASE_COMPLETIONS) for name in names} if all(name in self._base for name in names) else None
+
+    def _base_answers(self) -> dict[str, FirstCompletions]:
+        """One to each probe, of the domains that have them."""
+        return {name: first.head(self._spec.problems) for name, first in self._base.items() if self._enough(name, first)}
 
     def _measure_distances(self) -> None:
-        """MMD^2 between the domains' prompts, once in a job; nothing where the prompts are too few or too alike for one."""
+        """MMD^2 between the domains' prompts, once in a job; a domain that can have none is in the file's notes."""
         from trainer.divergence.domain_distance import domain_distances
 
         drift = self._open()
         try:
-            found = domain_distances({name: drift.embed(self._prompts(name)) for name in self._evaluator.names})
-        except ValueError:
-            return
+            embedded = {name: drift.embed(self._prompts(name)) for name in self._evaluator.names}
         finally:
             drift.release()
+        found = domain_distances(embedded)
         write_json(self._run_dir / DISTANCES_FILE, found)
         values = {f"domains/mmd_squared/{one}/{other}": value for one, of_one in found["mmd_squared"].items() for other, value in of_one.items()}
         self._log.metrics(stage=None, stage_index=None, step=0, global_step=0, values=values)
@@ -158,14 +172,13 @@ class ResponseWatch:
             return
         from trainer.divergence.probe_drift import ProbeDrift
 
-        drift = self._open()
+        drift, answers = self._open(), self._base_answers()
         for name in self._evaluator.names:
             if name not in self._probes:
-                base = self._base[name].head(self._spec.problems).token_ids if name in self._base else None
+                base = answers[name].token_ids if name in answers else None
                 self._probes[name] = ProbeDrift(drift, self._prompts(name), base, temperature=self._job.evaluation.temperature)
         if start is None:
-            first = {name: self._base[name].head(self._spec.problems) for name in self._base}
-            model = drift.base
+            first, model = answers, drift.base
         else:
             first = read_probes(self._stage_folder(stage.index - 1) / PROBES_FILE, self._digests())
             model = drift.load(start)

@@ -78,6 +78,33 @@ def test_the_bandwidth_is_the_median_distance_and_one_for_all_pairs():
         mmd_squared(np.zeros((2, 1)), np.zeros((2, 1)))
 
 
+def test_equal_points_are_at_no_distance_whatever_rounding_leaves_of_them():
+    point, others = np.random.default_rng(0).normal(size=(1, 128)), np.random.default_rng(1).normal(size=(3, 128))
+    assert median_bandwidth([np.repeat(point, 40, axis=0), others]) == 0.0
+    near = median_bandwidth([np.array([[1.0, 3.0], [1.0 + 1e-3, 3.0]])])
+    assert near == pytest.approx(1e-3, rel=1e-6), "near is not equal"
+
+
+def test_a_domain_without_a_distance_is_named_with_the_reason_and_costs_the_others_nothing():
+    rng = np.random.default_rng(0)
+    a, b, one, broken = rng.normal(size=(8, 16)), rng.normal(size=(8, 16)) + 1.0, rng.normal(size=(1, 16)), rng.normal(size=(4, 16))
+    broken[2, 3] = math.nan
+    alone = domain_distances({"a": a, "b": b})
+    assert alone["notes"] == [] and alone["mmd_squared"]["a"]["b"] == mmd_squared(a, b, bandwidth=alone["bandwidth"])
+    found = domain_distances({"one": one, "a": a, "broken": broken, "same": np.repeat(one, 60, axis=0), "b": b})
+    assert found["bandwidth"] == alone["bandwidth"]
+    assert found["mmd_squared"] == {"one": {}, "a": {"b": alone["mmd_squared"]["a"]["b"]}, "broken": {}, "same": {}, "b": {"a": alone["mmd_squared"]["a"]["b"]}}
+    reasons = [("one", "too_few_prompts"), ("broken", "not_finite"), ("same", "prompts_alike")]
+    assert len(found["notes"]) == len(reasons)
+    assert all(repr(name) in note and reason in note for note, (name, reason) in zip(found["notes"], reasons, strict=True))
+
+
+def test_domains_of_one_prompt_that_they_share_have_no_distances():
+    found = domain_distances({"a": np.ones((3, 4)), "b": np.ones((3, 4))})
+    assert found["mmd_squared"] == {"a": {}, "b": {}} and found["bandwidth"] is None
+    assert len(found["notes"]) == 1 and "prompts_alike" in found["notes"][0]
+
+
 def test_distinct_n_and_lengths_by_hand():
     completions = [np.array([1, 2, 1, 2]), np.array([1, 2])]
     assert distinct_n(completions, 1) == 2 / 6
@@ -158,6 +185,13 @@ def test_embeddings_are_means_over_a_texts_own_tokens(folders):
     np.testing.assert_allclose(apart[0], np.mean(states, axis=0), rtol=1e-10)
     same = ResponseDrift(folders[0]).similarity(COMPLETIONS, COMPLETIONS)
     assert same["q25"] == pytest.approx(1.0) and same["num_pairs"] == 3.0
+
+
+def test_equal_texts_have_one_embedding_wherever_they_stand(folders):
+    texts = [np.array([7, 8, 9]), np.array([20, 21, 22, 23, 24]), np.array([7, 8, 9]), np.array([30]), np.array([7, 8, 9])]
+    found = ResponseDrift(folders[0], budget_tokens=6).embed(texts)
+    assert found.shape[0] == 5 and (found[0] == found[2]).all() and (found[0] == found[4]).all()
+    np.testing.assert_allclose(found[1], ResponseDrift(folders[0]).embed(texts[1:2])[0], rtol=1e-4, atol=1e-5)
 
 
 def test_what_is_no_pair_is_refused(folders):

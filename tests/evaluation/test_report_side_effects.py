@@ -217,6 +217,12 @@ def test_a_job_that_measured_nothing_of_it_has_empty_sections():
     assert line_of(text, "sort", "add", "earlier")[3] == "-0.250", "what the scores say is there all the same"
 
 
+def test_a_stage_that_learns_from_data_is_said_to_be_watched_by_its_evaluations():
+    spec = {**SPEC, "stages": [SPEC["stages"][0], {**SPEC["stages"][1], "method": {"recipe": "sft"}}, *SPEC["stages"][2:]]}
+    text = render_text(build_report({"id": "job_1", "name": "demo", "spec": spec}, rows(), []))
+    assert "none in the evaluations, which alone were watched, of sort" in text and "none in add" not in text
+
+
 def test_the_text_says_what_each_stage_cost_elsewhere():
     text = render_text(whole_report())
     section = text[text.index("What each stage cost elsewhere") :]
@@ -242,3 +248,16 @@ def test_the_distance_from_a_mixture_is_the_mean_over_its_domains():
     report = whole_report()
     report["stages"][1]["domains"] = ["sort", "add"]
     assert line_of(render_text(report), "sort", "tools", "other")[6] == "0.188"
+
+
+def test_a_domain_without_a_distance_is_named_in_the_report_and_in_its_text():
+    note = "'tools' has no distance from the other domains: too_few_prompts, it has 1 and the estimator needs 2 or more"
+    distances = {"bandwidth": 0.7, "mmd_squared": {"add": {"sort": 0.5}, "sort": {"add": 0.5}, "tools": {}}, "notes": [note]}
+    job = {"id": "job_1", "name": "demo", "spec": SPEC}
+    report = build_report(job, rows(), [], domain_distances=distances)
+    assert report["drift"]["domain_distances"] == distances
+    text = render_text(report)
+    assert f"Note: {note}" in " ".join(text.split()) and "distance of its prompts from the stage's own" in text
+    none = build_report(job, rows(), [], domain_distances={"bandwidth": None, "mmd_squared": {"add": {}, "sort": {}, "tools": {}}, "notes": [note]})
+    assert "too_few_prompts" in render_text(none) and "distance of its prompts" not in render_text(none)
+    assert "Note:" not in render_text(build_report(job, [], [], domain_distances={"bandwidth": 0.7, "mmd_squared": distances["mmd_squared"]})), "a file of before"

@@ -61,5 +61,5 @@ def test_a_jobs_folder_becomes_its_report(tmp_path):
         (2, {"relative_l2": 0.7}, {"relative_l2": 0.7}),
     ]
     assert report["drift"]["responses"] == [entry] and report["collapse"]["warnings"] == [warning]
-    assert report["drift"]["domain_distances"] == {"bandwidth": 0.5, "mmd_squared": {"add": {"x": 0.25}}}
+    assert report["drift"]["domain_distances"] == {"bandwidth": 0.5, "mmd_squared": {"add": {"x": 0.25}}, "notes": []}
     render_text(report)

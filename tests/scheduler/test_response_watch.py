@@ -17,6 +17,7 @@ from rollout.domains import build_domain
 from rollout.engines.base import EngineSampling
 from rollout.engines.scripted import ScriptedEngine
 from services.evaluation.evaluator import Evaluator, FirstCompletions
+from services.scheduler import response_watch
 from services.scheduler.probe_files import PROBES_FILE, read_probes, write_probes
 from services.scheduler.response_watch import DISTANCES_FILE, ENTRIES_FILE, ResponseWatch
 from services.scheduler.side_watch import SideWatch, shares
@@ -65,14 +66,15 @@ class Engine(ScriptedEngine):
 
 
 class World:
-    """A watch over the run folder; ``again`` is the next incarnation's."""
+    """A watch over the run folder; ``again`` is the next incarnation's; ``fewer`` problems of some domains."""
 
-    def __init__(self, run_dir: Path, spec: JobSpec, engine: Engine | None = None):
+    def __init__(self, run_dir: Path, spec: JobSpec, engine: Engine | None = None, fewer: dict[str, int] | None = None):
         self.job, self.run_dir, self.log, self.engine = spec, run_dir, Log(), engine or Engine()
         domains = {name: build_domain(domain, name=name, seed=0) for name, domain in _domains(spec).items()}
         sampling = EngineSampling(temperature=TEMPERATURE, top_p=1.0, max_tokens=8)
         verifiers = SimpleNamespace(verify=lambda tasks: [domain.verify(problem, text) for domain, problem, text in tasks])
-        self.evaluator = Evaluator(self.engine, verifiers, ChatFormat(str(PEBBLE)), domains, dict.fromkeys(domains, 6), sampling, 0)
+        problems = dict.fromkeys(domains, 6) | (fewer or {})
+        self.evaluator = Evaluator(self.engine, verifiers, ChatFormat(str(PEBBLE)), domains, problems, sampling, 0)
         model = {"dtype": torch.float64, "device": "cpu", "embedding_folder": None}
         self.watch = ResponseWatch(self.log, self.evaluator, job=spec, base_folder=PEBBLE, run_dir=run_dir, model=model)
         self.stages = spec.resolved_stages()
@@ -208,9 +210,57 @@ def test_domains_distances_are_in_the_run_folder_and_in_the_log(tmp_path):
     world = World(tmp_path, job())
     world.base_row()
     found = json.loads((tmp_path / DISTANCES_FILE).read_text())
-    assert set(found) == {"bandwidth", "mmd_squared"} and found["bandwidth"] > 0
+    assert set(found) == {"bandwidth", "mmd_squared", "notes"} and found["bandwidth"] > 0 and found["notes"] == []
     assert found["mmd_squared"]["first"]["third"] == found["mmd_squared"]["third"]["first"] > 0
     assert world.log.points["domains/mmd_squared/first/third"] == found["mmd_squared"]["first"]["third"]
+
+
+def test_a_domain_of_one_prompt_has_no_distance_and_says_so_and_the_others_have_theirs(tmp_path):
+    world = World(tmp_path, job(), fewer={"third": 1})
+    world.base_row()
+    found = json.loads((tmp_path / DISTANCES_FILE).read_text())
+    assert found["mmd_squared"]["first"] == {"second": found["mmd_squared"]["second"]["first"]} and found["mmd_squared"]["third"] == {}
+    assert [note for note in found["notes"] if "'third'" in note and "too_few_prompts" in note] == found["notes"] != []
+    assert {name for name in world.log.points if name.startswith("domains/")} == {"domains/mmd_squared/first/second", "domains/mmd_squared/second/first"}
+    assert [entry["num_prompts"] for entry in world.measure(0, 6, moved(tmp_path, 1, 0.1))] == [PROBES, PROBES, 1]
+
+
+def test_what_goes_wrong_in_embedding_is_not_taken_for_prompts_without_a_distance(tmp_path, monkeypatch):
+    def fail(self, token_ids):
+        raise ValueError("no such embedding")
+
+    world = World(tmp_path, job())
+    monkeypatch.setattr(ResponseDrift, "embed", fail)
+    with pytest.raises(ValueError, match="no such embedding"):
+        world.base_row()
+
+
+@pytest.mark.parametrize("scored", [True, False])
+def test_the_base_has_an_answer_to_every_probe_however_many_the_collapse_watch_reads(tmp_path, monkeypatch, scored):
+    """As with 513 probes, and more evaluation problems than that, of a valid job file."""
+    monkeypatch.setattr(response_watch, "BASE_COMPLETIONS", PROBES - 1)
+    world = World(tmp_path, job())
+    world.watch.base_row(world.evaluator.score() if scored else {}, engines_hold_base=True)
+    for entry in world.measure(0, 6, moved(tmp_path, 1, 0.1)):
+        assert entry["num_prompts"] == len(entry["base"]["cosines"]) == PROBES
+        assert None not in (entry["base"]["kl_base_policy"], entry["start"]["kl_start_policy"])
+    assert len(world.watch.base_completions(["first"])["first"].token_ids) == PROBES - 1, "what it sees does not depend on the probes"
+
+
+def test_a_file_with_fewer_base_answers_than_probes_serves_the_collapse_watch_alone(tmp_path, monkeypatch):
+    """One that was written when the base's answers were cut at what the collapse watch reads."""
+    world = World(tmp_path, job())
+    world.base_row()
+    kept = read_probes(tmp_path / PROBES_FILE, {name: world.evaluator.digest(name) for name in NAMES})
+    write_probes(tmp_path / PROBES_FILE, {name: (world.evaluator.digest(name), first.head(PROBES - 1)) for name, first in kept.items()})
+    late = world.again()
+    late.watch.base_row({}, engines_hold_base=False)
+    entry = late.measure(0, 6, moved(tmp_path, 1, 0.1))[0]
+    assert entry["base"]["kl_policy_base"] > 0 and entry["base"]["kl_base_policy"] is None and entry["base"]["similarity"] is None
+    assert len(late.watch.base_completions(["first"])["first"].token_ids) == PROBES - 1
+    early = world.again()
+    early.watch.base_row({}, engines_hold_base=True)  # they are sampled now, as the file's were
+    assert early.measure(0, 6, moved(tmp_path, 2, 0.1))[0]["base"]["kl_base_policy"] > 0
 
 
 def test_a_later_incarnation_reads_the_same_base_and_stage_start(tmp_path):

@@ -45,25 +45,44 @@ def pooled_states(model: PolicyModel, token_ids: Sequence[np.ndarray], *, budget
 
 
 class SentenceEmbedder:
-    """A sentence-embedding folder (any transformers encoder): mean over tokens of its last hidden states; no remote code."""
+    """A sentence-embedding folder (any text encoder of transformers, of an encoder-decoder its encoder): mean over tokens of its last
+    hidden states, in float32; no remote code. What else a batch holds changes nothing of an embedding."""
 
     def __init__(self, folder: str | Path, *, batch: int = 32, max_tokens: int = 512):
-        from transformers import AutoModel, AutoTokenizer
+        from transformers import AutoModel, AutoTokenizer, PreTrainedModel
 
         self._tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
-        self._model = AutoModel.from_pretrained(str(folder), trust_remote_code=False, use_safetensors=True).eval()
-        self._batch, self._max_tokens = batch, max_tokens
+        model = AutoModel.from_pretrained(str(folder), trust_remote_code=False, use_safetensors=True, dtype=torch.float32).eval()
+        encoder = model.get_encoder()  # of a model that is one already: itself, or its layers without their embeddings
+        self._model = encoder if isinstance(encoder, PreTrainedModel) else model
+        self._batch, self._max_tokens = batch, min(max_tokens, _positions(model))
+
+    def embed(self, texts: Sequence[str]) -> np.ndarray:
+        """float64 [N, H]; texts longer than ``max_tokens``, or than the model has positions for, are cut; one of no tokens is 0."""
+        rows = self._tokenizer(list(texts), padding=False, truncation=True, max_length=self._max_tokens)["input_ids"]
+        return np.concatenate([self._means(rows[start : start + self._batch]) for start in range(0, len(rows), self._batch)])
 
     @torch.no_grad()
-    def embed(self, texts: Sequence[str]) -> np.ndarray:
-        """float64 [N, H]; texts longer than ``max_tokens`` are cut."""
-        found = []
-        for start in range(0, len(texts), self._batch):
-            part = list(texts[start : start + self._batch])
-            inputs = self._tokenizer(part, padding=True, truncation=True, max_length=self._max_tokens, return_tensors="pt")
-            states, mask = self._model(**inputs).last_hidden_state.double(), inputs["attention_mask"][..., None].double()
-            found.append(((states * mask).sum(1) / mask.sum(1).clamp(min=1.0)).numpy())
-        return np.concatenate(found)
+    def _means(self, rows: Sequence[Sequence[int]]) -> np.ndarray:
+        # padded here: some tokenizers have no token for it, some pad on the left, where it moves the positions. Any id will do, it is masked
+        ids, mask = (torch.zeros(len(rows), max(1, *map(len, rows)), dtype=torch.int64) for _ in range(2))
+        for place, row in enumerate(rows):
+            ids[place, : len(row)] = torch.tensor(row, dtype=torch.int64)
+            mask[place, : len(row)] = 1
+        read = mask.clone()
+        read[:, 0] = 1  # of a row that is masked whole a model makes no numbers
+        states = self._model(input_ids=ids, attention_mask=read).last_hidden_state.double()
+        return ((states * mask[..., None]).sum(1) / mask.sum(1, keepdim=True).clamp(min=1)).numpy()
+
+
+def _positions(model: torch.nn.Module) -> int:
+    """How many tokens a model has positions for; where its table keeps a row for padding (RoBERTa, MPNet) they begin behind that."""
+    stated = getattr(model.config, "max_position_embeddings", None)
+    found = [stated] if isinstance(stated, int) and stated > 0 else []
+    for name, module in model.named_modules():
+        if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
+            found.append(module.num_embeddings - module.padding_idx - 1)
+    return min(found, default=1 << 30)
 
 
 def cosines(first: np.ndarray, second: np.ndarray) -> np.ndarray:

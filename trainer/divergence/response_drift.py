@@ -119,7 +119,15 @@ class ResponseDrift:
         return {"mean": float(found.mean()), "q25": low, "median": middle, "q75": high, "num_pairs": float(len(found))}
 
     def embed(self, token_ids: Sequence[np.ndarray]) -> np.ndarray:
-        """float64 [N, H] of completions or prompts: the base's pooled states, or the sentence-embedding model's."""
+        """float64 [N, H] of completions or prompts: the base's pooled states, or the sentence-embedding model's.
+
+        Equal ones are embedded once: beside other texts rounding would tell them apart.
+        """
+        different = {np.asarray(ids).tobytes(): ids for ids in token_ids}
+        rows = dict(zip(different, self._embed(list(different.values())), strict=True))
+        return np.stack([rows[np.asarray(ids).tobytes()] for ids in token_ids])
+
+    def _embed(self, token_ids: Sequence[np.ndarray]) -> np.ndarray:
         if self._embedder is None:
             self._placement.use(self.base)
             return pooled_states(self.base, token_ids, budget_tokens=self._budget)
