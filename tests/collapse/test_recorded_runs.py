@@ -18,6 +18,7 @@ RAISED_AT = {
         "teacher_turns_away": 40,
         "ngrams_amplified": 56,
         "entropy_rises": 60,
+        "nothing_right": 63,
         "length_tail": 63,
         "completions_at_cap": 67,
         "repeats_itself": 73,

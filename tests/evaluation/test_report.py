@@ -142,7 +142,7 @@ def test_scores_inside_a_stage_are_left_out_where_they_do_not_compare():
     assert [item["step"] for item in report["during"]] == [1, 3]
     (note,) = report["score_matrix"]["notes"]
     assert note.startswith("scores inside add at steps [2] are left out: evaluations_not_comparable")
-    cut = build_report(JOB, _sampled(("d", "d", "e")) + [{**inside[0], "row": 2, "stage_index": 1}], [])
+    cut = build_report(JOB, [*_sampled(("d", "d", "e")), {**inside[0], "row": 2, "stage_index": 1}], [])
     assert cut["during"] == [] and len(cut["score_matrix"]["notes"]) == 1
 
 

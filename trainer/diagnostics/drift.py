@@ -105,7 +105,7 @@ class ParameterDrift:
 def measure_drift(
     before: Path, after: Path, *, options: DriftOptions = DEFAULT_OPTIONS, cache: SpectraCache | None = None
 ) -> ParameterDrift:
-    """Compare two Hugging Face folders or snapshot files. Raises DriftRefused, with field and reason, where they do not compare.
+    """Compare two Hugging Face folders, checkpoints of jobs or snapshot files. Raises DriftRefused, with field and reason, where they do not compare.
 
     ``cache`` keeps spectra from one measurement to the next; the figures are the same without it.
     """

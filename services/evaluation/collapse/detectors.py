@@ -10,6 +10,7 @@ from services.evaluation.collapse.signs import View
 
 DETECTORS: dict[str, tuple[Severity, Callable[[View], Reading | None]]] = {
     "score_falls": ("critical", signs.score_falls),
+    "nothing_right": ("critical", signs.nothing_right),
     "teacher_follows_policy": ("critical", signs.teacher_follows_policy),
     "teacher_turns_away": ("critical", signs.teacher_turns_away),
     "entropy_falls": ("warning", signs.entropy_falls),

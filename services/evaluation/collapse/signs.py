@@ -26,6 +26,8 @@ SCORE_FALL = 0.05
 BEST_OF = 100
 """Steps up to which the best window's luck is left out of account, so that a fall early in a stage is told at once."""
 SOLVED = 0.95
+NOTHING = 0.01
+"""Score at which hardly a completion is right."""
 TINY = 1e-12
 
 
@@ -53,6 +55,11 @@ class View:
             return None
         return (score.highest - score.now) / max(SCORE_FALL, sigmas_from_best(score.count) * score.error)
 
+    def score_ill(self) -> float | None:
+        """``score_fall``, or how near the score is to nothing: a policy that is dead when its stage's window begins has nowhere to fall."""
+        fall = self.score_fall()
+        return None if fall is None else max(fall, NOTHING / max(self.get(SCORE).now, TINY))
+
 
 def _evidence(**tracks: Track) -> dict[str, float]:
     named = {}
@@ -73,16 +80,28 @@ def score_falls(view: View) -> Reading | None:
     )
 
 
+def nothing_right(view: View) -> Reading | None:
+    """Nothing tells right from wrong: groups have equal scores, and no sibling's solution can be shown to a teacher."""
+    score = view.get(SCORE)
+    if score is None:
+        return None
+    return Reading(
+        level=NOTHING / max(score.now, TINY),
+        message=f"hardly a completion of the last steps is right: score {score.now:.3f}, {score.start:.3f} at the stage's start",
+        evidence=_evidence(score=score),
+    )
+
+
 def teacher_follows_policy(view: View) -> Reading | None:
     """The loss looks perfect: the teacher agrees with the policy although the policy gets worse."""
-    kl, score, fall = view.get(KL), view.get(SCORE), view.score_fall()
+    kl, score, fall = view.get(KL), view.get(SCORE), view.score_ill()
     if kl is None or fall is None:
         return None
     near = 0.2 * kl.highest / max(kl.now, TINY)
     return Reading(
         level=min(near, fall),
         message=f"the teacher no longer differs from the policy ({kl.now:.3g} nats a token, {kl.highest:.3g} at the most) "
-        f"while the score fell from {score.highest:.3f} to {score.now:.3f}",
+        f"while the score is {score.now:.3f} ({score.highest:.3f} at best)",
         evidence={**_evidence(kl_nats=kl, score=score), "kl_nats_most": kl.highest, "score_best": score.highest},
     )
 
@@ -118,28 +137,28 @@ def entropy_falls(view: View) -> Reading | None:
 
 def entropy_rises(view: View) -> Reading | None:
     """The policy gets unsure of what it had learned to do."""
-    entropy, score, fall = view.get(ENTROPY), view.get(SCORE), view.score_fall()
+    entropy, score, fall = view.get(ENTROPY), view.get(SCORE), view.score_ill()
     if entropy is None or fall is None:
         return None
     rise = (entropy.now - entropy.lowest) / max(entropy.lowest, SIGMAS * entropy.error, TINY)
     return Reading(
         level=min(rise, fall),
         message=f"the policy's entropy rose from {entropy.lowest:.3g}, its least in this stage, to {entropy.now:.3g} nats a token, "
-        f"while the score fell from {score.highest:.3f} to {score.now:.3f}",
+        f"while the score is {score.now:.3f} ({score.highest:.3f} at best)",
         evidence={**_evidence(entropy_nats=entropy, score=score), "entropy_nats_least": entropy.lowest, "score_best": score.highest},
     )
 
 
 def answers_shrink(view: View) -> Reading | None:
     """Answers cut short; a policy that learns may write less too, and is not meant."""
-    length, score, fall = view.get(LENGTH), view.get(SCORE), view.score_fall()
+    length, score, fall = view.get(LENGTH), view.get(SCORE), view.score_ill()
     if length is None or fall is None:
         return None
     shrink = (length.start - length.now) / max(0.5 * length.start, SIGMAS * length.error, TINY)
     return Reading(
         level=min(shrink, fall),
         message=f"the longest completions shrink: 95th percentile {length.now:.0f} tokens, {length.start:.0f} at the stage's start, "
-        f"while the score fell from {score.highest:.3f} to {score.now:.3f}",
+        f"while the score is {score.now:.3f} ({score.highest:.3f} at best)",
         evidence={**_evidence(length_p95=length, score=score), "score_best": score.highest},
     )
 
