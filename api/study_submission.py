@@ -38,6 +38,7 @@ class StudySubmission:
     spec: StudySpec
     members: tuple[NewMember, ...]
     spec_hash: str
+    """Without the comparisons: they may be added while the study runs."""
     request_hash: str
     unmatched: tuple[str, ...]
     """Records that belong to no member, or to one with another base model or other data, as <arm>/<order>-<seed>."""
@@ -68,7 +69,7 @@ def check_study(
     return StudySubmission(
         spec=study,
         members=tuple(admission.new_member(member, records[done[member.digest]] if member.digest in done else None) for member in members),
-        spec_hash=canonical_hash(study.model_dump(mode="json", exclude_unset=True)),
+        spec_hash=canonical_hash(study.model_dump(mode="json", exclude_unset=True, exclude={"comparisons"})),
         request_hash=canonical_hash([payload, list(records), list(map(str, folders))]),
         unmatched=tuple(f"{record['arm']}/{record['order']}-{record['seed']}" for record, fit in zip(records, fits, strict=True) if not fit),
     )

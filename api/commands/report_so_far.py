@@ -29,6 +29,7 @@ def so_far(service: Any, job: str) -> dict[str, Any]:
         {
             "index": stage.index,
             "name": stage.name,
+            "experience": stage.composition.experience.kind,
             "domains": own[stage.name],
             "steps": stage.steps,
             "gain": gains.get(stage.index),

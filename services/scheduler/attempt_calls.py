@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from services.evaluation.collapse import evaluation_warnings
-from services.evaluation.report_side_effects import REPORTED_KINDS
+from cluster.spec.job import JobSpec, own_domains
+from services.evaluation.collapse import active_signs, evaluation_warnings
+from services.evaluation.report_side_effects import REPORTED_KINDS, collapse_warnings
 from services.jobs.ids import new_id
 
 
@@ -93,10 +94,24 @@ class AttemptCalls:
             data={**{key: value for key, value in fields.items() if key not in ("scores", "passed")}, "verifier_errors": verifier_errors},
         )
 
-    def look_at_evaluations(self, attempt_id: str, *, stage: str, stage_index: int, step: int, at: str) -> None:
-        """Say what the measurement that was just recorded shows beside the earlier ones."""
-        rows = self._store.list_evaluations(self._job(attempt_id).id)
-        for warning in evaluation_warnings(rows, stage=stage, stage_index=stage_index, step=step, at=at):
+    def look_at_evaluations(
+        self, attempt_id: str, *, stage: str, stage_index: int, step: int, at: str, unverified: dict[str, float] | None = None
+    ) -> None:
+        """Say what a recorded measurement shows beside the earlier ones; looking again says nothing twice."""
+        job = self._job(attempt_id)
+        spec = JobSpec.model_validate(job.spec)
+        events = [asdict(item) for item in self._store.list_events(job.id, limit=None, kinds=REPORTED_KINDS)]
+        found = evaluation_warnings(
+            self._store.list_evaluations(job.id),
+            stage=stage,
+            stage_index=stage_index,
+            step=step,
+            at=at,
+            own={part.name for part in own_domains(spec.stages[stage_index])},
+            active=active_signs(collapse_warnings(spec.resolved_stages(), events), stage),
+            unverified=unverified,
+        )
+        for warning in found:
             self.collapse_warning(attempt_id, warning.to_json())
 
     def base_evaluations(self, attempt_id: str, digests: dict[str, str], measured_on: str) -> list[dict[str, Any]]:

@@ -31,6 +31,8 @@ class Evaluations:
             shared = self._take_base_scores(missing)
             missing = [name for name in missing if name not in shared]
         if not missing:
+            if stage is not None:  # an attempt that died between the rows and the look at them has said nothing of them yet
+                self._link.call("look_at_evaluations", stage=stage.name, stage_index=stage.index, step=stage.steps, at="boundary")
             return {}
         return self._score(missing, row=row, stage=stage, step=stage.steps if stage else 0, global_step=global_step, at="boundary")
 
@@ -97,5 +99,6 @@ class Evaluations:
                 verifier_errors=result.verifier_errors,
             )
         if stage is not None:
-            self._link.call("look_at_evaluations", stage=stage.name, stage_index=stage.index, step=step, at=at)
+            unverified = {name: result.verifier_errors / (len(result.scores) * result.samples_per_problem) for name, result in results.items()}
+            self._link.call("look_at_evaluations", stage=stage.name, stage_index=stage.index, step=step, at=at, unverified=unverified)
         return results

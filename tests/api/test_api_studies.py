@@ -131,6 +131,15 @@ def test_claims_about_arms_figures_and_orders_that_do_not_exist(http, study):
     assert "'none' is not an arm; there are fast, plain" in faults["/comparisons/0/against"] and "'gian' is not known; allowed are gain" in faults["/comparisons/2"]
 
 
+def test_comparisons_may_be_added_later_and_change_no_study(http, study):
+    comparison = {"name": "later", "claim": "c", "figure": "gain", "arm": "fast", "against": "plain"}
+    first = _submit(http, study)
+    second = _submit(http, {**study, "comparisons": [comparison]})
+    assert second["spec_hash"] == first["spec_hash"] and [member["digest"] for member in second["members"]] == [member["digest"] for member in first["members"]]
+    (shown,) = http.get(f"/v1/studies/{second['id']}/report").json()["comparisons"]
+    assert (shown["name"], shown["n"]["pairs"], shown["difference"]["mean"]) == ("later", 0, None)
+
+
 @pytest.mark.parametrize("missing", ["base", "arms", "name"])
 def test_a_required_part_that_is_missing(http, study, missing):
     del study[missing]

@@ -120,6 +120,17 @@ def test_a_weaker_signal_in_a_solved_domain_is_no_sign():
     assert codes == ["positive_signal_fades"]
 
 
+@pytest.mark.parametrize("beside, said", [({}, ["nothing_right", "teacher_follows_policy"]), ({"rollout/prefix_tokens": 64.0}, [])])
+def test_a_score_of_nothing_is_a_sign_but_where_prefixes_alone_are_written(beside, said):
+    """Answers that are cut at a prefix are never right; a teacher that comes to agree is what that stage is for."""
+    watch, codes = CollapseWatch(), []
+    watch.begin_stage("nothing")
+    for step in range(60):
+        values = {"rollout/score_mean": 0.0, "teacher/kl_nats": 2.0 if step < 20 else 0.1, **beside}
+        codes += [warning.code for warning in watch.observe(step, values, []).warnings]
+    assert codes == said
+
+
 @pytest.mark.parametrize("score_now, said", [(0.4, ["score_falls", "answers_shrink"]), (0.8, [])])
 def test_answers_that_shrink_are_a_sign_where_the_score_falls(score_now, said):
     watch, codes = CollapseWatch(), []

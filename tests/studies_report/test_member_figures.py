@@ -38,6 +38,7 @@ WARNINGS = [
     {"code": "ngrams_amplified", "raised": True, "stage": "strings", "step": 3},
     {"code": "ngrams_amplified", "raised": False, "stage": "strings", "step": 9},
     {"code": "score_falls", "raised": True, "stage": "tool_call", "step": 40},
+    {"code": "domain_lost", "raised": True, "stage": "tool_call", "step": 60},
 ]
 TRUNCATION = [[0.0] * 4, [0.0] * 4, [0.0] * 4, [0.1, 0.2, 0.3, 0.9]]
 EXPECTED = {

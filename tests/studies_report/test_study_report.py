@@ -113,14 +113,20 @@ def test_records_that_do_not_belong_are_named(small_study, small_records):
     assert "digest 000000000000" in report["notes"][0] and f"{members[0].arm}/{members[0].order}-{members[0].seed}" in report["notes"][0]
 
 
-def test_a_record_of_other_problems_is_left_out_and_named(small_study, small_records):
+def test_members_of_other_problems_are_not_compared_and_named(small_study, small_records):
     changed = json.loads(json.dumps(small_records[0]))
     for row in changed["report"]["score_matrix"]["problems_digest"]:
         row[changed["report"]["score_matrix"]["domains"].index("arithmetic")] = "other"
     report = build_study_report(small_study, [changed, *small_records[1:]])
     (note,) = report["notes"]
-    assert note.startswith("evaluations_not_comparable: the record of arm-0/order-0-1 is left out: arithmetic was measured with other problems")
-    assert report["progress"]["succeeded"] == 11 and "arm-0/order-0-1" in report["hypotheses"][0]["left_out"]
+    assert note.startswith("evaluations_not_comparable: in order order-0 domain arithmetic was measured with 2 different sets of problems")
+    assert report["progress"]["succeeded"] == 12
+    of_drift, matched, alone = report["hypotheses"][0], report["hypotheses"][2], report["hypotheses"][3]
+    for item in (of_drift, matched):
+        assert item["left_out"] == ["arm-0/order-0-1", "arm-1/order-0-1"] and item["n"]["pairs"] == 5
+    assert alone["left_out"] == [] and alone["n"]["pairs"] == 6, "an arm against 0 needs no other member"
+    (table,) = (item for item in report["matched"] if (item["arm"], item["against"]) == ("arm-1", "arm-0"))
+    assert table["at_gain"]["difference"]["n"] == 5
 
 
 def test_a_second_record_of_a_member_does_not_count_twice(small_study, small_records):

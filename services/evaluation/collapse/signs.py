@@ -14,6 +14,7 @@ from services.evaluation.collapse.tracks import Track
 
 SCORE, LENGTH, CAP = "rollout/score_mean", "rollout/length_p95", "rollout/truncated_share"
 ENTROPY, KL, POSITIVE = "policy/entropy_nats", "teacher/kl_nats", "teacher/positive_share"
+PREFIX = "rollout/prefix_tokens"
 CONTEXT, GRADIENT, LOSS = "teacher/context_share", "gradient/norm", "loss/total"
 GAPS = tuple(f"teacher/gap_nats/at_{start}" for start in (0, 16, 64, 256, 1024, 4096))
 DISTINCT, REPEATED = "collapse/distinct_2", "collapse/repeated_4gram_share"
@@ -34,7 +35,7 @@ TINY = 1e-12
 def sigmas_from_best(count: int) -> float:
     """Standard errors between the best window of ``count`` steps and the window now: the best of many is far from any one by chance
     alone. On a level score with normal noise 8 of 100 stages of 100 steps pass it, and 16 of 100 of 1000 steps (97 without the
-    logarithm): tests/collapse/test_level_scores.py."""
+    logarithm): 300 drawings; tests/collapse/test_level_scores.py holds bounds."""
     return SIGMAS + math.sqrt(2.0 * math.log(max(1.0, count / BEST_OF)))
 
 
@@ -55,10 +56,15 @@ class View:
             return None
         return (score.highest - score.now) / max(SCORE_FALL, sigmas_from_best(score.count) * score.error)
 
+    def nothing(self) -> float | None:
+        """1 where hardly a completion is right; None where that says nothing, since prefixes alone are written."""
+        score = self.get(SCORE)
+        return None if score is None or self.get(PREFIX) is not None else NOTHING / max(score.now, TINY)
+
     def score_ill(self) -> float | None:
         """``score_fall``, or how near the score is to nothing: a policy that is dead when its stage's window begins has nowhere to fall."""
         fall = self.score_fall()
-        return None if fall is None else max(fall, NOTHING / max(self.get(SCORE).now, TINY))
+        return None if fall is None else max(fall, self.nothing() or 0.0)
 
 
 def _evidence(**tracks: Track) -> dict[str, float]:
@@ -82,11 +88,11 @@ def score_falls(view: View) -> Reading | None:
 
 def nothing_right(view: View) -> Reading | None:
     """Nothing tells right from wrong: groups have equal scores, and no sibling's solution can be shown to a teacher."""
-    score = view.get(SCORE)
-    if score is None:
+    score, level = view.get(SCORE), view.nothing()
+    if level is None:
         return None
     return Reading(
-        level=NOTHING / max(score.now, TINY),
+        level=level,
         message=f"hardly a completion of the last steps is right: score {score.now:.3f}, {score.start:.3f} at the stage's start",
         evidence=_evidence(score=score),
     )

@@ -28,6 +28,7 @@ from services.evaluation.collapse.signs import (
     LENGTH,
     LOSS,
     POSITIVE,
+    PREFIX,
     REPEATED,
     SCORE,
     View,
@@ -36,7 +37,7 @@ from services.evaluation.collapse.texts import StepTexts, format_items, ngram_it
 from services.evaluation.collapse.tracks import START_STEPS, Track
 
 FORMAT = "holdfast-collapse-1"
-FOLLOWED = (SCORE, LENGTH, CAP, ENTROPY, KL, POSITIVE, CONTEXT, GRADIENT, LOSS, *GAPS, REPEATED, DISTINCT, HEDGING, CORRECTION)
+FOLLOWED = (SCORE, LENGTH, CAP, ENTROPY, KL, POSITIVE, CONTEXT, GRADIENT, LOSS, PREFIX, *GAPS, REPEATED, DISTINCT, HEDGING, CORRECTION)
 REFERENCES = {True: "at the base model", False: "at the stage's start"}
 """What amplification is against: the base's completions where they were handed in, else the first steps."""
 HIGHEST_LEVEL = 100.0

@@ -17,6 +17,7 @@ from services.evaluation.studies.figures import caption, study_figures
 from services.evaluation.studies.page_style import STYLE
 from services.evaluation.studies.text import (
     COMPARED,
+    MATCHED_HEADS,
     WORDS,
     by_order_text,
     counts_text,
@@ -151,8 +152,8 @@ def _matched(matched: Sequence[Mapping[str, Any]]) -> str:
     for item in matched:
         if item["pairs"]:
             cells = [cell for of in (item["at_gain"], item["at_steps"]) for cell in (_number(estimate_text(of["arm"])), _number(estimate_text(of["against"])), _number(estimate_text(of["difference"], "+")))]
-            rows.append([f"{escape(item['arm'])} &minus; {escape(item['against'])}", *cells, f"{item['at_gain']['num_stages']} ({item['at_gain']['num_left_out']})", str(item["at_gain"]["difference"]["n"])])
-    heads = ["arms", "first, same gain", "second, same gain", "difference", "first, same steps", "second, same steps", "difference", "stages (left out)", "n"]
+            rows.append([f"{escape(item['arm'])} &minus; {escape(item['against'])}<br><small>{escape(', '.join(item['orders']))}</small>", *cells, f"{item['at_gain']['num_stages']} ({item['at_gain']['num_left_out']})", str(item["at_gain"]["difference"]["n"])])
+    heads = ["arms, orders", *MATCHED_HEADS, "stages (left out)", "n"]
     return _table(heads, rows, "Relative L2 distance from a stage's first weights, where both arms have gained the same, and at the same steps") if rows else ""
 
 

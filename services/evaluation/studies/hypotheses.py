@@ -13,7 +13,7 @@ the variance within orders. The verdict is by that interval against the margin t
 ``not_seen``: their interval has no width, which says nothing. The p-value is that of an exact sign-flip test on the same mean,
 Holm-adjusted over all hypotheses with data.
 
-Invariant: a pair counts where both members are whole; the others are counted by what became of them, never dropped silently.
+Invariant: a pair counts where both members are whole and were scored on the same problems; the others are named, never dropped silently.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from services.evaluation.plots.intervals import stratified_interval
 from services.evaluation.plots.runs import Run
 from services.evaluation.retention import BOOTSTRAP_SEED
 from services.evaluation.studies.matched_gain import matched_gain
-from services.evaluation.studies.members import Key, words_of
+from services.evaluation.studies.members import Key, alike, problem_digests, words_of
 
 MAX_EXACT = 14
 """Differences: 2^14 sign patterns are looked at one by one; of more differences NUM_PERMUTATIONS drawn ones."""
@@ -68,6 +68,7 @@ def _verdict(hypothesis: Hypothesis, planned: Sequence[Key], figures: Figures, r
 
 def _contrast(item: Comparison, planned: Sequence[Key], figures: Figures, runs: Mapping[Key, Run]) -> tuple[dict[str, Any], list[list[float]]]:
     """The report's entry, and the differences of every order."""
+    problems = {key: problem_digests({"report": run.report}) for key, run in runs.items()}
     pairs, left_out, stages_left_out = [], [], 0
     for arm, order, seed in planned:
         if arm != item.arm or (item.orders is not None and order not in item.orders):
@@ -80,6 +81,9 @@ def _contrast(item: Comparison, planned: Sequence[Key], figures: Figures, runs: 
             stages_left_out += stages
         else:
             values = [figures.get(key, {}).get(item.figure) for key in keys]
+        if len(keys) == 2 and not alike(*(problems.get(key, {}) for key in keys)):
+            left_out += [words_of(key) for key in keys]
+            continue
         if None in values:
             left_out += [words_of(key) for key, value in zip(keys, values, strict=True) if value is None]
             continue

@@ -8,8 +8,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from cluster.spec.study import FIGURES
 from services.evaluation.studies.text import (
     COMPARED,
+    MATCHED_HEADS,
     WORDS,
     by_order_text,
     counts_text,
@@ -102,8 +104,8 @@ def _matched(matched: Sequence[Mapping[str, Any]]) -> str:
     for item in matched:
         if item["pairs"]:
             cells = [cell for of in (item["at_gain"], item["at_steps"]) for cell in (estimate_text(of["arm"]), estimate_text(of["against"]), estimate_text(of["difference"], "+"))]
-            rows.append([f"`{item['arm']}` - `{item['against']}`", *cells, f"{item['at_gain']['num_stages']} ({item['at_gain']['num_left_out']})", str(item["at_gain"]["difference"]["n"])])
-    heads = ["arms", "first, same gain", "second, same gain", "difference", "first, same steps", "second, same steps", "difference", "stages (left out)", "n"]
+            rows.append([f"`{item['arm']}` - `{item['against']}`", _escaped(", ".join(item["orders"])), *cells, f"{item['at_gain']['num_stages']} ({item['at_gain']['num_left_out']})", str(item["at_gain"]["difference"]["n"])])
+    heads = ["arms", "orders", *MATCHED_HEADS, "stages (left out)", "n"]
     return "## Drift from a stage's first weights, at the same gain and at the same steps (relative L2)\n\n" + _table(heads, rows) if rows else ""
 
 
@@ -125,5 +127,5 @@ def _cost(report: Mapping[str, Any]) -> str:
 
 
 def _meanings(report: Mapping[str, Any]) -> str:
-    shown = {name for _, names in GROUPS for name in names}
-    return "## What the figures are\n\n" + "\n".join(f"- `{of['figure']}`: {_escaped(of['meaning'])}" for of in report["figures"] if of["figure"] in shown)
+    shown = {name for _, names in GROUPS for name in names} | {item["figure"] for item in (*report["hypotheses"], *report["comparisons"])}
+    return "## What the figures are\n\n" + "\n".join(f"- `{name}`: {_escaped(meaning)}" for name, meaning in FIGURES.items() if name in shown)

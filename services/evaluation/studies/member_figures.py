@@ -10,11 +10,14 @@ from collections.abc import Callable, Iterable
 from statistics import fmean, median
 
 from cluster.spec.study import FIGURES, StudySpec
+from services.evaluation.collapse.evaluations import SEVERITIES
 from services.evaluation.plots.runs import Run
 from services.evaluation.studies.members import Record, run_of
 from services.jobs.study_records import failed_by_its_method
 
 AMPLIFICATION_CODES = ("ngrams_amplified", "format_amplified")
+EVALUATION_CODES = tuple(SEVERITIES)
+"""Signs of evaluations: what they say is in other figures already."""
 COLLAPSED_SHARE = 0.5
 PAIRWISE = ("drift_at_matched_gain",)
 """Figures that need two members: ``matched_gain.py``."""
@@ -112,7 +115,7 @@ def _collapsed_stages(run: Run) -> float:
 
 def _num_warnings(run: Run, codes: tuple[str, ...] | None = None) -> float | None:
     warnings = run.warnings()
-    return None if warnings is None else float(sum(codes is None or item.get("code") in codes for item in warnings))
+    return None if warnings is None else float(sum(item.get("code") in codes if codes else item.get("code") not in EVALUATION_CODES for item in warnings))
 
 
 def _mean(values: Iterable[float | None]) -> float | None:

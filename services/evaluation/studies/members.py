@@ -46,7 +46,7 @@ def matched_records(study: StudySpec, records: Sequence[Record]) -> tuple[dict[K
             if is_result(found[key]) and not is_result(record):
                 continue
         found[key] = record
-    notes += _other_models(found) + _other_problems(found)
+    notes += _other_models(found) + _mixed_problems(found)
     return members, {key: found[key] for key in members if key in found}, notes
 
 
@@ -72,27 +72,30 @@ def _other_models(found: dict[Key, Record]) -> list[str]:
     return [f"the record of {words_of(key)} is left out: its base model ({known[key][:12]}) is not that of the newest record ({known[newest][:12]})" for key in others]
 
 
-def _other_problems(found: dict[Key, Record]) -> list[str]:
-    """Take out records that were scored on other problems (or with other seeds, sampling or verifier) than the newest record of the
-    same domain: a difference of two members must be that of their arms alone."""
-    digests = {key: _digests(record) for key, record in found.items()}
-    newest: dict[str, str] = {}
-    for key in sorted(found, key=lambda key: str(found[key].get("finished_at") or "")):
-        newest |= digests[key]
-    notes = []
-    for key, of_record in digests.items():
-        others = [name for name, digest in of_record.items() if digest != newest[name]]
-        if others:
-            notes.append(f"evaluations_not_comparable: the record of {words_of(key)} is left out: {', '.join(others)} was measured with other problems, seeds, sampling or verifier than in the newest record")
-            del found[key]
-    return notes
+def _mixed_problems(found: Mapping[Key, Record]) -> list[str]:
+    """Domains of an order whose members were not all measured alike: their difference is shown of no pair, and their means are mixed."""
+    digests: dict[tuple[str, str], set[str]] = {}
+    for key, record in found.items():
+        for name, digest in problem_digests(record).items():
+            digests.setdefault((key[1], name), set()).add(digest)
+    return [
+        f"evaluations_not_comparable: in order {order} domain {name} was measured with {len(of_domain)} different sets of problems, seeds, sampling or "
+        "verifier; two members that differ in it are not compared, and means over members mix them (to measure one again, move its record away)"
+        for (order, name), of_domain in digests.items()
+        if len(of_domain) > 1
+    ]
 
 
-def _digests(record: Record) -> dict[str, str]:
+def problem_digests(record: Record) -> dict[str, str]:
     """Domain -> digest of what it was measured on; a domain of before digests were kept is not in it."""
     matrix = (record.get("report") or {}).get("score_matrix") or {}
     rows = matrix.get("problems_digest") or []
     return {name: digest for row in rows for name, digest in zip(matrix["domains"], row, strict=True) if digest is not None}
+
+
+def alike(one: Mapping[str, str], other: Mapping[str, str]) -> bool:
+    """Whether two members were scored on the same problems, of the domains that are known of both (``problem_digests``)."""
+    return all(other.get(name, digest) == digest for name, digest in one.items())
 
 
 def run_of(record: Record, study: StudySpec) -> Run | None:

@@ -22,7 +22,7 @@ from services.evaluation.plots.series import all_series
 from services.evaluation.studies.hypotheses import comparisons, verdicts
 from services.evaluation.studies.matched_gain import matched_gain, matched_steps
 from services.evaluation.studies.member_figures import PAIRWISE, figures_of_run
-from services.evaluation.studies.members import Key, Record, matched_records, run_of, words_of
+from services.evaluation.studies.members import Key, Record, alike, matched_records, problem_digests, run_of, words_of
 from services.jobs.study_records import failed_by_its_method
 
 STUDY_REPORT_FORMAT = 1
@@ -115,10 +115,10 @@ def _matched(study: StudySpec, runs: Mapping[Key, Run]) -> list[dict[str, Any]]:
             for (arm, order, seed), run in runs.items()
             if arm == one and (other, order, seed) in runs and (orders is None or order in orders)
         ]
-        pairs = [(run, against) for run, against in pairs if run.is_whole and against.is_whole]
+        pairs = [(run, against) for run, against in pairs if run.is_whole and against.is_whole and alike(*(problem_digests({"report": one.report}) for one in (run, against)))]
         at_gain, at_steps = ([rule(*pair) for pair in pairs] for rule in (matched_gain, matched_steps))
         orders_of = [run.order for run, _ in pairs]
-        found.append({"arm": one, "against": other, "at_gain": _pooled(at_gain, orders_of), "at_steps": _pooled(at_steps, orders_of), "pairs": [{"order": pair[0].order, "seed": pair[0].seed, "at_gain": asdict(gain), "at_steps": asdict(steps)} for pair, gain, steps in zip(pairs, at_gain, at_steps, strict=True)]})
+        found.append({"arm": one, "against": other, "orders": list(dict.fromkeys(orders_of)), "at_gain": _pooled(at_gain, orders_of), "at_steps": _pooled(at_steps, orders_of), "pairs": [{"order": pair[0].order, "seed": pair[0].seed, "at_gain": asdict(gain), "at_steps": asdict(steps)} for pair, gain, steps in zip(pairs, at_gain, at_steps, strict=True)]})
     return found
 
 

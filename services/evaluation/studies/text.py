@@ -7,6 +7,7 @@ from typing import Any
 
 from services.evaluation.text_tables import table
 
+MATCHED_HEADS = ("same gain: the one", "the other", "difference", "same steps: the one", "the other", "difference")
 COMPARED = "Compared after the runs, not judged"
 WORDS = {"seen": "seen", "not_seen": "not seen", "contradicted": "contradicted", "no_data": "no data"}
 NAMED = 4
@@ -90,6 +91,7 @@ def _comparisons(comparisons: Sequence[Mapping[str, Any]]) -> str:
     lines = [["comparison", "figure", "difference [95% interval]", "by order", "n"]]
     lines += [[item["name"], f"{item['figure']}: {item['arm']}" + (f" - {item['against']}" if item["against"] else ""), estimate_text(item["difference"], "+"), by_order_text(item), pairs_text(item["n"])] for item in comparisons]
     left_out = [f"{item['name']} {text}" for item in comparisons if (text := left_out_text(item))]
+    left_out += [f"{item['name']}: average scores after the last stage {scores_text(item)}" for item in comparisons if item["average_scores"]]
     return COMPARED + "\n" + table(lines) + "".join(f"\n{line}" for line in left_out)
 
 
@@ -100,7 +102,7 @@ def by_order_text(item: Mapping[str, Any]) -> str:
 
 def left_out_text(item: Mapping[str, Any]) -> str:
     """What of a hypothesis or comparison could not be counted; nothing where all was."""
-    parts = [f"leaves out {few_text(item['left_out'])} (not finished, or the figure was not measured)"] if item["left_out"] else []
+    parts = [f"leaves out {few_text(item['left_out'])} (not finished, the figure was not measured, or not on the same problems)"] if item["left_out"] else []
     count = item["stages_left_out"]
     parts += [f"leaves out {count} stage{'' if count == 1 else 's'}, where a run gained too little to be matched"] if count else []
     return "; ".join(parts)
