@@ -13,7 +13,7 @@ from api.commands.job_file import load
 from cluster.spec.job import JobSpec
 from cluster.spec.recipes import RECIPES
 
-pytestmark = pytest.mark.timeout(900)
+pytestmark = [pytest.mark.timeout(900), pytest.mark.slow]
 JOB_FILE = ROOT / "deploy" / "jobs" / "all-recipes.yaml"
 
 

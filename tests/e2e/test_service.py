@@ -110,6 +110,7 @@ def test_mlflow_has_the_parent_run_and_a_child_run_per_stage(service: Service, f
         assert len(history) == 4
 
 
+@pytest.mark.slow
 def test_two_learners_and_two_workers_take_the_same_first_step(service: Service, finished: dict):
     """FSDP with one rank proves nothing: the first gradient of 2 x 2 equals that of 1 x 1."""
     with service.client() as client:
@@ -156,6 +157,7 @@ def test_a_killed_learner_continues_from_the_last_checkpoint(service: Service):
     assert _steps(service, job["id"], "strings") == list(range(1, 13))
 
 
+@pytest.mark.slow
 def test_a_job_survives_stop_and_start_of_the_whole_service(service: Service):
     spec = job_file("service-restart", defaults={"steps": 40}, checkpoint={"every_steps": 10}, evaluation={"problems": 32})
     spec["stages"] = spec["stages"][:1]
