@@ -78,16 +78,15 @@ class RetentionReport:
 def retention(
     score_rows: Sequence[Mapping[str, Sequence[float]]],
     stage_domains: Sequence[Sequence[str] | str],
-    *,
-    problem_digests: Sequence[Mapping[str, str | None]] | None = None,
 ) -> RetentionReport:
     """Figures of a job so far. ``score_rows[r][domain]`` holds float [N] scores; the first row is the base model's.
 
     ``stage_domains[j - 1]`` names the domains that stage j was trained on; further stages are ignored. Raises EvaluationError
-    ``evaluations_not_comparable`` where two rows have other domains, another number of problems or another digest.
+    ``evaluations_not_comparable`` where two rows have other domains or another number of problems; rows that were measured
+    on other problems are cut off before (``report_comparisons.comparable``).
     """
     rows = [{name: np.asarray(scores, dtype=np.float64) for name, scores in row.items()} for row in score_rows]
-    check_comparable(rows, problem_digests)
+    _check_rows(rows)
     domains = list(rows[0])
     scores = [np.stack([row[name] for row in rows]) for name in domains]
     own = _own_domains(domains, stage_domains, num_stages=len(rows) - 1)
@@ -113,8 +112,8 @@ def retention(
     )
 
 
-def check_comparable(rows: Sequence[Mapping[str, np.ndarray]], problem_digests: Sequence[Mapping[str, str | None]] | None = None) -> None:
-    """Raise EvaluationError unless every row holds finite scores of the same problems. A digest that is None is not known."""
+def _check_rows(rows: Sequence[Mapping[str, np.ndarray]]) -> None:
+    """Raise EvaluationError unless every row holds finite scores of the same domains and as many problems."""
     if not rows or not rows[0]:
         raise EvaluationError("there is no evaluation to compare")
     for index, row in enumerate(rows):
@@ -125,11 +124,6 @@ def check_comparable(rows: Sequence[Mapping[str, np.ndarray]], problem_digests: 
                 raise EvaluationError(f"domain {name}: row {index} has scores of {scores.shape} problems, row 0 of {rows[0][name].shape}")
             if not np.isfinite(scores).all():
                 raise EvaluationError(f"domain {name}: row {index} has scores that are not finite")
-    known: dict[str, str] = {}
-    for index, digests in enumerate(problem_digests or []):
-        changed = [name for name in rows[0] if digests[name] is not None and known.setdefault(name, digests[name]) != digests[name]]
-        if changed:
-            raise EvaluationError(f"row {index} was measured on other problems, seeds, sampling or verifier than the rows before: {changed}")
 
 
 def _own_domains(domains: list[str], stage_domains: Sequence[Sequence[str] | str], *, num_stages: int) -> list[list[int]]:

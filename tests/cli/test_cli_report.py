@@ -85,6 +85,15 @@ def scored(text: str) -> list[list[str]]:
     return [line.split() for line in text.split("\n\n")[0].splitlines()[2:]]
 
 
+def test_a_stage_that_learns_from_data_is_named_so_far_too():
+    from_data = {**SPEC, "stages": [{**SPEC["stages"][0], "method": {"recipe": "sft"}}, *SPEC["stages"][1:]]}
+
+    class Service(ServiceInStageTwo):
+        spec_now = from_data
+
+    assert "none in the evaluations, which alone were watched, of add" in str(report_text(fetch(Service(), "demo")))
+
+
 def test_every_score_so_far_has_its_own_truncation_rate_beside_it():
     text = str(report_text(fetch(ServiceInStageTwo(), "demo")))
     assert "share of completions cut at the limit" in text.splitlines()[0]

@@ -142,14 +142,6 @@ def test_rows_that_cannot_be_compared_are_refused(fault):
     assert caught.value.reason == "evaluations_not_comparable"
 
 
-def test_rows_of_other_problems_are_refused_by_their_digest():
-    same = [{"a": "1", "b": "2", "c": "3"}] * 4
-    retention(_rows(MEANS, 8), STAGES, problem_digests=same)
-    with pytest.raises(EvaluationError, match="'b'") as caught:
-        retention(_rows(MEANS, 8), STAGES, problem_digests=[*same[:3], {"a": "1", "b": "other", "c": "3"}])
-    assert caught.value.reason == "evaluations_not_comparable"
-
-
 def test_nothing_and_a_stage_on_an_unknown_domain_are_refused():
     with pytest.raises(EvaluationError):
         retention([], STAGES)

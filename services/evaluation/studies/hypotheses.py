@@ -68,7 +68,6 @@ def _verdict(hypothesis: Hypothesis, planned: Sequence[Key], figures: Figures, r
 
 def _contrast(item: Comparison, planned: Sequence[Key], figures: Figures, runs: Mapping[Key, Run]) -> tuple[dict[str, Any], list[list[float]]]:
     """The report's entry, and the differences of every order."""
-    problems = {key: problem_digests({"report": run.report}) for key, run in runs.items()}
     pairs, left_out, stages_left_out = [], [], 0
     for arm, order, seed in planned:
         if arm != item.arm or (item.orders is not None and order not in item.orders):
@@ -81,7 +80,7 @@ def _contrast(item: Comparison, planned: Sequence[Key], figures: Figures, runs: 
             stages_left_out += stages
         else:
             values = [figures.get(key, {}).get(item.figure) for key in keys]
-        if len(keys) == 2 and not alike(*(problems.get(key, {}) for key in keys)):
+        if len(keys) == 2 and not alike(*(problem_digests(runs[key].report) if key in runs else {} for key in keys)):
             left_out += [words_of(key) for key in keys]
             continue
         if None in values:

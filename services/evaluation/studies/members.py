@@ -76,7 +76,7 @@ def _mixed_problems(found: Mapping[Key, Record]) -> list[str]:
     """Domains of an order whose members were not all measured alike: their difference is shown of no pair, and their means are mixed."""
     digests: dict[tuple[str, str], set[str]] = {}
     for key, record in found.items():
-        for name, digest in problem_digests(record).items():
+        for name, digest in problem_digests(record.get("report")).items():
             digests.setdefault((key[1], name), set()).add(digest)
     return [
         f"evaluations_not_comparable: in order {order} domain {name} was measured with {len(of_domain)} different sets of problems, seeds, sampling or "
@@ -86,9 +86,9 @@ def _mixed_problems(found: Mapping[Key, Record]) -> list[str]:
     ]
 
 
-def problem_digests(record: Record) -> dict[str, str]:
+def problem_digests(report: Mapping[str, Any] | None) -> dict[str, str]:
     """Domain -> digest of what it was measured on; a domain of before digests were kept is not in it."""
-    matrix = (record.get("report") or {}).get("score_matrix") or {}
+    matrix = (report or {}).get("score_matrix") or {}
     rows = matrix.get("problems_digest") or []
     return {name: digest for row in rows for name, digest in zip(matrix["domains"], row, strict=True) if digest is not None}
 

@@ -115,7 +115,7 @@ def _matched(study: StudySpec, runs: Mapping[Key, Run]) -> list[dict[str, Any]]:
             for (arm, order, seed), run in runs.items()
             if arm == one and (other, order, seed) in runs and (orders is None or order in orders)
         ]
-        pairs = [(run, against) for run, against in pairs if run.is_whole and against.is_whole and alike(*(problem_digests({"report": one.report}) for one in (run, against)))]
+        pairs = [(run, against) for run, against in pairs if run.is_whole and against.is_whole and alike(*(problem_digests(one.report) for one in (run, against)))]
         at_gain, at_steps = ([rule(*pair) for pair in pairs] for rule in (matched_gain, matched_steps))
         orders_of = [run.order for run, _ in pairs]
         found.append({"arm": one, "against": other, "orders": list(dict.fromkeys(orders_of)), "at_gain": _pooled(at_gain, orders_of), "at_steps": _pooled(at_steps, orders_of), "pairs": [{"order": pair[0].order, "seed": pair[0].seed, "at_gain": asdict(gain), "at_steps": asdict(steps)} for pair, gain, steps in zip(pairs, at_gain, at_steps, strict=True)]})
